@@ -1,0 +1,51 @@
+"""Design, prove and train small convolutional networks under hard constraints.
+
+The names below are loaded on first use, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = ("blocks", "data", "errors", "models", "plots", "recipes", "study", "training")
+_NAMES = {
+    "ImageSet": "data",
+    "RunRecord": "record",
+    "Sample": "study",
+    "TrainConfig": "training",
+    "Trainer": "training",
+    "create_model": "models",
+    "list_models": "models",
+}
+
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+if TYPE_CHECKING:
+    from constrained_cnn import (
+        blocks,
+        data,
+        errors,
+        models,
+        plots,
+        recipes,
+        study,
+        training,
+    )
+    from constrained_cnn.data import ImageSet
+    from constrained_cnn.models import create_model, list_models
+    from constrained_cnn.record import RunRecord
+    from constrained_cnn.study import Sample
+    from constrained_cnn.training import TrainConfig, Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"constrained_cnn.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"constrained_cnn.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'constrained_cnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

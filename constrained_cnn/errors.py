@@ -1,0 +1,171 @@
+"""Exceptions, and the ``check_*`` helpers that raise them.
+
+Every error of the library derives from :class:`ConstrainedCNNError`. A message has one form:
+what was asked (``name=value``), the rule it breaks, and what to do instead.
+"""
+
+import difflib
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "ConstrainedCNNError",
+    "DataError",
+    "InvalidInputError",
+    "NonFiniteLossError",
+    "OutputError",
+    "check_choice",
+    "check_integer",
+    "check_known_keys",
+    "check_number",
+    "check_probability",
+    "closest",
+]
+
+
+class ConstrainedCNNError(Exception):
+    """Base of every error the library raises on purpose."""
+
+
+class InvalidInputError(ConstrainedCNNError, ValueError):
+    """An argument breaks a rule; nothing was done."""
+
+
+class DataError(ConstrainedCNNError):
+    """A data set is missing, damaged, or does not fit what was asked of it."""
+
+
+class CheckpointError(ConstrainedCNNError):
+    """A checkpoint or weight file is damaged, or belongs to something else."""
+
+
+class OutputError(ConstrainedCNNError):
+    """A result cannot be written where it was asked to go, or would replace another."""
+
+
+class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):
+    """The training loss became infinite or NaN.
+
+    Attributes:
+        epoch: The epoch it happened in, counted from 1.
+        step: The first bad step of that epoch, counted from 1.
+    """
+
+    def __init__(self, message: str, *, epoch: int, step: int) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.step = step
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``words``, or an empty string.
+
+    Examples:
+        >>> closest("epoch", ["epochs", "seed"])
+        "; did you mean 'epochs'?"
+        >>> closest("zzz", ["epochs", "seed"])
+        ''
+    """
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_integer(
+    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
+) -> int:
+    """Return ``value`` if it is an integer within the limits.
+
+    Raises:
+        InvalidInputError: If it is not an integer (``True`` is not one), or out of range.
+
+    Examples:
+        >>> check_integer("epochs", 19, minimum=1)
+        19
+        >>> check_integer("epochs", 0, minimum=1)
+        Traceback (most recent call last):
+        ...
+        constrained_cnn.errors.InvalidInputError: epochs=0: must be an integer of at least 1
+    """
+    wanted = "an integer" + _limits(minimum, maximum)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+    number = int(value.__index__())
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+    return number
+
+
+def check_number(
+    name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
+) -> float:
+    """Return ``value`` as a float if it is a finite number within the limits.
+
+    Raises:
+        InvalidInputError: If it is not a number, not finite, or out of range.
+    """
+    wanted = "a finite number" + _limits(minimum, maximum)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+    too_low = minimum is not None and value < minimum
+    too_high = maximum is not None and value > maximum
+    if not math.isfinite(value) or too_low or too_high:
+        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+    return float(value)
+
+
+def check_probability(name: str, value: Any) -> float:
+    """Return ``value`` if it is a probability below 1.
+
+    Raises:
+        InvalidInputError: If it is not a number with ``0 <= value < 1``.
+    """
+    try:
+        number = check_number(name, value, minimum=0.0)
+    except InvalidInputError:
+        number = 1.0
+    if number >= 1.0:
+        raise InvalidInputError(f"{name}={value!r}: must be a probability, 0 <= {name} < 1")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        InvalidInputError: If it is not; the message lists them and suggests the nearest.
+
+    Examples:
+        >>> check_choice("drop", "chanel", ("elementwise", "channel"))
+        Traceback (most recent call last):
+        ...
+        constrained_cnn.errors.InvalidInputError: drop='chanel': must be one of 'elementwise', \
+'channel'; did you mean 'channel'?
+    """
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        hint = closest(value, choices) if isinstance(value, str) else ""
+        raise InvalidInputError(f"{name}={value!r}: must be one of {listed}{hint}")
+    return value
+
+
+def check_known_keys(name: str, keys: Iterable[str], known: Collection[str]) -> None:
+    """Raise if any of ``keys`` is not in ``known``.
+
+    Raises:
+        InvalidInputError: Naming the first unknown key, with the nearest known one.
+    """
+    for key in keys:
+        if key not in known:
+            listed = ", ".join(sorted(known))
+            hint = closest(str(key), known)
+            raise InvalidInputError(f"{name}: unknown key {key!r}{hint} (known keys: {listed})")
+
+
+def _limits(minimum: float | None, maximum: float | None) -> str:
+    if minimum is not None and maximum is not None:
+        return f" from {minimum} to {maximum}"
+    if minimum is not None:
+        return f" of at least {minimum}"
+    return f" of at most {maximum}" if maximum is not None else ""
