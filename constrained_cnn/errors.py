@@ -68,8 +68,9 @@ def closest(word: str, words: Iterable[str]) -> str:
         >>> closest("zzz", ["epochs", "seed"])
         ''
     """
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    by_lower_case = {candidate.lower(): candidate for candidate in words}
+    near = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
+    return f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
 
 
 def check_integer(

@@ -1,0 +1,257 @@
+"""The command line: ``constrained-cnn`` and ``python -m constrained_cnn``.
+
+Exit status: 0 done, 2 cannot run, 130 stopped by Ctrl-C. Nothing heavy is imported until a command
+needs it, so ``--help`` answers at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from constrained_cnn.errors import ConstrainedCNNError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from constrained_cnn.record import RunRecord
+
+__all__ = ["add_train_options", "main", "make_parser"]
+
+EXIT_DONE, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 0, 2, 130
+DATA_NAMES = ("auto", "mnist", "digits", "fashion-mnist")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: Words after the command's name; None takes the process's own.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except ConstrainedCNNError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    import constrained_cnn
+
+    parser = argparse.ArgumentParser(
+        prog="constrained-cnn",
+        description="Design, prove and train small convolutional networks under hard constraints.",
+    )
+    parser.add_argument("--version", action="version", version=constrained_cnn.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a recipe and keep its record, weights and pictures"
+    )
+    train.add_argument("recipe", help="name of a recipe, such as mnist-12k or mnist-12k-source")
+    add_train_options(train)
+    train.set_defaults(command=_train)
+
+    predict = commands.add_parser("predict", help="read digits from pictures of your own")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="a picture of one digit")
+    predict.add_argument("--model", default="mnist_12k", help="name of the model")
+    predict.add_argument("--weights", default="mnist", help="weights that come with the package")
+    predict.add_argument("--weights-file", help="your own, such as RUN/weights.safetensors")
+    predict.add_argument(
+        "--invert",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="whether the digit is darker than its background (default: look at the border)",
+    )
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.set_defaults(command=_predict)
+    return parser
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training run to ``parser``; the example takes the same."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
+    which.add_argument("--seeds", type=_seed_range, metavar="A-B", help="one run for each of A to B")
+    parser.add_argument("--epochs", type=int, help="in place of the recipe's")
+    parser.add_argument("--data", choices=DATA_NAMES, default="auto", help="default: auto")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data lies")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 (default: auto)")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: below runs/)")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep N training images out and judge on them; the test set is not read",
+    )
+    parser.add_argument(
+        "--test-curve",
+        action="store_true",
+        help="read the test set after every epoch too; the record says so",
+    )
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _seed_range(text: str) -> list[int]:
+    """Return the seeds that ``A-B`` names, both included.
+
+    Examples:
+        >>> _seed_range("0-3")
+        [0, 1, 2, 3]
+    """
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be A-B with A <= B, such as 0-15")
+    return list(range(int(first), int(last) + 1))
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from constrained_cnn import recipes
+
+    console = Console(stderr=options.json, highlight=False)
+    recipe = recipes.get_recipe(options.recipe)
+    if not options.quiet:
+        _print_layers(console, recipe.model)
+    keywords: dict[str, Any] = {
+        "data_name": options.data,
+        "data_dir": options.data_dir,
+        "epochs": options.epochs,
+        "device": options.device,
+        "resume": options.resume,
+        "held_out": options.held_out,
+        "test_curve": options.test_curve,
+        "progress": not options.quiet,
+    }
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        if options.seeds is None:
+            name = f"{recipe.name}-seed-{options.seed}"
+            folder = recipes.run_folder(options.out, name, resume=options.resume)
+            records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
+        else:
+            folder = recipes.seeds_folder(
+                options.out, recipe.name, options.seeds, resume=options.resume
+            )
+            records = recipes.run_seeds(recipe, options.seeds, out=folder, **keywords)
+    if options.json:
+        content = [record.to_dict() for record in records]
+        print(json.dumps(content[0] if options.seeds is None else content))
+    else:
+        _print_records(console, records)
+        console.print(f"Record, weights, history and pictures: {folder}{os.sep}")
+    return EXIT_INTERRUPTED if records[-1].status == "interrupted" else EXIT_DONE
+
+
+def _print_layers(console: "Console", model_name: str) -> None:
+    """Print the familiar table of layers."""
+    import torchinfo
+
+    from constrained_cnn import models
+
+    model = models.create_model(model_name)
+    columns = ("output_size", "kernel_size", "num_params", "mult_adds")
+    table = torchinfo.summary(
+        model, (1, 1, 28, 28), device="cpu", verbose=0, depth=3, col_names=columns
+    )
+    console.print(str(table), markup=False)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Show a warning so that it cannot be missed."""
+    from rich.console import Console
+    from rich.panel import Panel
+
+    panel = Panel(str(message), title=category.__name__, border_style="bold red")
+    Console(stderr=True).print(panel)
+
+
+def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
+    """Print a table with a row per run and, for several that finished, their statistics."""
+    from rich.table import Table
+
+    from constrained_cnn.study import Sample
+
+    kind = "validation" if "validation_accuracy" in records[0].result else "test"
+    first = records[0]
+    table = Table(title=f"{first.model} on {first.data['name']}, {first.parameters:,} parameters")
+    for heading in ("seed", "epochs", f"{kind} accuracy", "wrong", "loss", "training time"):
+        table.add_column(heading, justify="right")
+    values, seeds = [], []
+    for record in records:
+        result = record.result
+        accuracy = result.get(f"{kind}_accuracy")
+        cells = ["-", "-", "-"]
+        if accuracy is not None:
+            values.append(accuracy)
+            seeds.append(record.seed)
+            cells = [
+                f"{accuracy:.2f} %",
+                str(result[f"{kind}_errors"]),
+                f"{result[f'{kind}_loss']:.4f}",
+            ]
+        epochs = str(record.epochs) + (" (stopped)" if record.status == "interrupted" else "")
+        table.add_row(str(record.seed), epochs, *cells, f"{result['seconds']:.1f} s")
+    console.print(table)
+    if len(values) > 1:
+        console.print(Sample(tuple(values), name=f"{kind} accuracy", seeds=tuple(seeds)))
+    if first.data["asked"] == "auto" and first.data["name"] != "mnist":
+        console.print(
+            f"These figures are of the {first.data['name']} set, not of MNIST.", style="bold red"
+        )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from constrained_cnn import data, models
+
+    shipped = models.get_weights(options.model, options.weights)
+    pictures = data.read_pictures(options.images, invert=options.invert)
+    model = models.create_model(options.model)
+    if options.weights_file is None:
+        shipped.load_into(model)
+    else:
+        models.load_weights(model, options.weights_file)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (shipped.mean, shipped.std))
+    with torch.no_grad():
+        chances = model.eval()((pictures / 255 - mean) / std).softmax(1)
+    best, which = chances.topk(2)
+    answers = [
+        {
+            "image": str(image),
+            "class": shipped.classes[first],
+            "probability": round(chance, 4),
+            "runner_up": shipped.classes[second],
+        }
+        for image, (first, second), chance in zip(
+            options.images, which.tolist(), best[:, 0].tolist(), strict=True
+        )
+    ]
+    if options.json:
+        print(json.dumps(answers))
+        return EXIT_DONE
+    table = Table()
+    table.add_column("picture", overflow="fold")
+    for heading in ("reads", "probability", "else"):
+        table.add_column(heading, justify="right")
+    for answer in answers:
+        chance = f"{100 * answer['probability']:.1f} %"
+        table.add_row(answer["image"], answer["class"], chance, answer["runner_up"])
+    Console().print(table)
+    return EXIT_DONE

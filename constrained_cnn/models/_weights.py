@@ -1,0 +1,133 @@
+"""Weights in safetensors files: those that come with the package, and a person's own."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from constrained_cnn.errors import CheckpointError, check_choice
+from constrained_cnn.record import RunRecord, write_atomically
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights that come with the package.
+
+    Attributes:
+        model: Name of the model they belong to.
+        name: Their own name, such as ``"mnist"``.
+        sha256: Checksum of the file.
+        mean: Mean of the images they were trained on, per channel, full scale being 1.
+        std: Deviation of those images, likewise.
+        classes: What the outputs stand for.
+    """
+
+    model: str
+    name: str
+    sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def record(self) -> RunRecord:
+        """The record of the run that made them."""
+        with resources.as_file(_file(self, "json")) as path:
+            return RunRecord.load(path)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Fill ``model`` with these weights.
+
+        Raises:
+            CheckpointError: If the file is damaged, or the model is another.
+        """
+        file = _file(self, "safetensors")
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise CheckpointError(
+                f"{file.name}: does not match its checksum; install the package again"
+            )
+        _fill(model, content, file.name)
+
+
+def list_weights(model: str) -> list[str]:
+    """Return the names of the weights that come with the package for ``model``.
+
+    Examples:
+        >>> list_weights("mnist_12k")
+        ['mnist']
+    """
+    return sorted(weights.name for weights in _SHIPPED if weights.model == model)
+
+
+def get_weights(model: str, name: str) -> Weights:
+    """Return the weights called ``name`` that come with the package for ``model``.
+
+    Raises:
+        InvalidInputError: If there are none of that name.
+
+    Examples:
+        >>> get_weights("mnist_12k", "mnist").classes[:3]
+        ('0', '1', '2')
+    """
+    check_choice(f"weights of {model}", name, list_weights(model))
+    return next(found for found in _SHIPPED if (found.model, found.name) == (model, name))
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write the model's weights and buffers to a ``.safetensors`` file, atomically.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    # Contiguous copies: safetensors stores rows in order, whatever the memory layout was.
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return write_atomically(path, safetensors.torch.save(tensors))
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Fill ``model`` with the weights in a ``.safetensors`` file. No code from it is run.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or belongs to another model.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights {str(path)!r}: {error.strerror}") from error
+    _fill(model, content, str(path))
+
+
+_SHIPPED: tuple[Weights, ...] = (
+    Weights(
+        model="mnist_12k",
+        name="mnist",
+        sha256="",
+        mean=(0.1307,),
+        std=(0.3081,),
+        classes=tuple("0123456789"),
+    ),
+)
+
+
+def _file(weights: Weights, suffix: str) -> Traversable:
+    folder = resources.files("constrained_cnn.models") / "weights"
+    return folder / f"{weights.model}-{weights.name}.{suffix}"
+
+
+def _fill(model: nn.Module, content: bytes, name: str) -> None:
+    try:
+        tensors = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"weights {name!r} are damaged: {error}") from error
+    try:
+        # With strict names and shapes, torch copies nothing unless everything fits.
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"weights {name!r} belong to another model: {error}") from error

@@ -1,0 +1,14 @@
+"""Recipes: model, data, augmentation and training under one name, and the runs they give.
+
+>>> from constrained_cnn import recipes
+>>> recipes.list_recipes()
+['mnist-12k', 'mnist-12k-source']
+>>> recipes.get_recipe("mnist-12k").config.epochs
+19
+"""
+
+from constrained_cnn.recipes._folder import run_folder, seeds_folder
+from constrained_cnn.recipes._recipe import Recipe, get_recipe, list_recipes
+from constrained_cnn.recipes._run import run, run_seeds
+
+__all__ = ["Recipe", "get_recipe", "list_recipes", "run", "run_folder", "run_seeds", "seeds_folder"]

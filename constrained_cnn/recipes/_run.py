@@ -1,0 +1,238 @@
+"""Run a recipe: from a name and a seed to a folder with a record, weights and pictures."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained_cnn import data, models, plots
+from constrained_cnn.data import ImageSet
+from constrained_cnn.errors import InvalidInputError, check_integer
+from constrained_cnn.recipes._environment import describe_environment
+from constrained_cnn.recipes._folder import CHECKPOINT, RECORD, run_folder, seeds_folder
+from constrained_cnn.recipes._recipe import Recipe, get_recipe
+from constrained_cnn.record import RunRecord
+from constrained_cnn.training import History, Trainer
+
+AFTER_LAST_EPOCH = "after the last epoch"
+EVERY_EPOCH = "every epoch, for a curve: a best epoch chosen from it is optimistic"
+SPLIT_SEED = 0
+
+
+def run(
+    recipe: str | Recipe,
+    seed: int = 0,
+    *,
+    data_name: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    held_out: int = 0,
+    test_curve: bool = False,
+    progress: bool = True,
+) -> RunRecord:
+    """Train by a recipe and keep everything: record, weights, checkpoint, history, pictures.
+
+    The test set is read once, after the last epoch. With ``held_out`` it is not read at all: for
+    choosing between recipes.
+
+    Args:
+        recipe: A recipe or its name.
+        seed: Seed of initial weights, order, augmentation and dropout.
+        data_name: In place of the recipe's: a name that :func:`constrained_cnn.data.load` knows.
+        data_dir: Where the data lies; see :func:`constrained_cnn.data.load`.
+        epochs: In place of the recipe's.
+        device: As for :class:`constrained_cnn.Trainer`.
+        out: Folder of the run; None takes a new one below ``runs``.
+        resume: Go on with the folder's unfinished run.
+        held_out: Number of training images to keep out and read after every epoch, in place of
+            the test set; the split is stratified and always the same.
+        test_curve: Read the test set after every epoch too; the record says so.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        The record, which is also in the folder as ``record.json``.
+
+    Raises:
+        InvalidInputError: If an argument breaks its rule; nothing is written.
+        DataError: If the data is damaged, or missing and nothing takes its place.
+        OutputError: If the folder cannot be written, or holds a run that would be lost.
+        CheckpointError: If the run to resume is damaged or another.
+        NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_integer("seed", seed, minimum=0)
+    check_integer("held_out", held_out, minimum=0)
+    if held_out and test_curve:
+        raise InvalidInputError("held_out and test_curve: a run that chooses never reads the test")
+    changes = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
+    trainer = Trainer(
+        dataclasses.replace(recipe.config, **changes), device=device, progress=progress
+    )
+    sets = _load(recipe, data_name, data_dir, held_out=held_out)
+    folder = run_folder(out, f"{recipe.name}-seed-{seed}", resume=resume)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = models.create_model(recipe.model)
+    watched = sets.test if test_curve else sets.held_out
+    history = trainer.fit(model, sets.train, watched, folder=folder, resume=resume)
+    record = _record(recipe, trainer, model, sets, history, test_curve=test_curve)
+    if history.status == "finished":
+        models.save_weights(model, folder / "weights.safetensors")
+        _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
+    # Last, so that a folder with a finished record has everything the record speaks of.
+    record.save(folder / RECORD)
+    return record
+
+
+def run_seeds(
+    recipe: str | Recipe,
+    seeds: Sequence[int],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> list[RunRecord]:
+    """Run a recipe once for each seed, each in a folder ``seed-N`` of its own.
+
+    Args:
+        recipe: A recipe or its name.
+        seeds: The seeds, listed in advance.
+        out: Folder of the runs; None takes a new one below ``runs``.
+        resume: Keep the seeds that are finished and go on with the others.
+        options: As for :func:`run`.
+
+    Returns:
+        The records in the order of the seeds; those after an interrupted one are missing.
+
+    Raises:
+        InvalidInputError: If there are no seeds, or one twice; and as for :func:`run`.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InvalidInputError(f"seeds={list(seeds)!r}: must be at least one, each once")
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    base = seeds_folder(out, recipe.name, seeds, resume=resume)
+    records: list[RunRecord] = []
+    for seed in seeds:
+        folder = base / f"seed-{seed}"
+        if resume and (folder / RECORD).exists():
+            kept = RunRecord.load(folder)
+            if kept.status == "finished":
+                records.append(kept)
+                continue
+        begun = resume and (folder / CHECKPOINT).exists()
+        records.append(run(recipe, seed, out=folder, resume=begun, **options))
+        if records[-1].status == "interrupted":
+            break
+    return records
+
+
+@dataclass(frozen=True)
+class _Sets:
+    asked: str
+    train: ImageSet
+    held_out: ImageSet | None
+    test: ImageSet
+
+    @property
+    def judged(self) -> ImageSet:
+        """The set whose accuracy is the result."""
+        return self.test if self.held_out is None else self.held_out
+
+
+def _load(
+    recipe: Recipe,
+    data_name: str | None,
+    data_dir: str | os.PathLike[str] | None,
+    *,
+    held_out: int,
+) -> _Sets:
+    asked = recipe.data if data_name is None else data_name
+    train, test = data.load(asked, data_dir)
+    kept = None
+    if held_out:
+        train, kept = train.split(held_out, seed=SPLIT_SEED)
+    return _Sets(asked, train.augmented(recipe.augmentation), kept, test)
+
+
+def _record(
+    recipe: Recipe,
+    trainer: Trainer,
+    model: nn.Module,
+    sets: _Sets,
+    history: History,
+    *,
+    test_curve: bool,
+) -> RunRecord:
+    readings = []
+    if test_curve:
+        readings += [{"epoch": row.epoch, "purpose": EVERY_EPOCH} for row in history]
+    result: dict[str, Any] = {"seconds": sum(row.seconds for row in history)}
+    if history.status == "finished":
+        judged = trainer.evaluate(model, sets.judged)
+        kind = "test" if sets.held_out is None else "validation"
+        result |= {
+            f"{kind}_accuracy": judged.accuracy,
+            f"{kind}_loss": judged.loss,
+            f"{kind}_errors": judged.errors,
+        }
+        if kind == "test":
+            readings.append({"epoch": len(history), "purpose": AFTER_LAST_EPOCH})
+    rows = history.to_dicts()
+    if test_curve:
+        rows = [{k.replace("validation", "test"): v for k, v in row.items()} for row in rows]
+    return RunRecord(
+        recipe=recipe.name,
+        model=recipe.model,
+        seed=trainer.config.seed,
+        status=history.status,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        epochs=len(history),
+        config=trainer.config.to_dict(),
+        rerunnable=not trainer.callables,
+        data=_describe(sets),
+        test_readings=readings,
+        result=result,
+        history=rows,
+        environment=describe_environment(trainer.device),
+    )
+
+
+def _describe(sets: _Sets) -> dict[str, Any]:
+    """Return the data of a run as plain data."""
+    parts = {"train": sets.train, "held_out": sets.held_out, "test": sets.test}
+    sizes = {
+        part: None if found is None else {"samples": len(found), "checksum": found.checksum}
+        for part, found in parts.items()
+    }
+    augmentation = sets.train.augmentation
+    return {
+        "name": sets.train.name,
+        "asked": sets.asked,
+        **sizes,
+        "mean": list(sets.train.mean),
+        "std": list(sets.train.std),
+        "augmentation": None if augmentation is None else augmentation.to_dict(),
+    }
+
+
+def _draw(folder: Path, record: RunRecord, sets: _Sets, outputs: Tensor) -> None:
+    """Draw the pictures of a finished run."""
+    judged = sets.judged.to("cpu")
+    predictions = outputs.argmax(1)
+    chances = outputs.softmax(1)
+    figures = {
+        "samples": plots.sample_grid(sets.train.to("cpu")),
+        "curves": plots.curves(record.history),
+        "confusion": plots.confusion(judged.labels, predictions, judged.classes),
+        "misclassified": plots.misclassified(judged, predictions, probabilities=chances),
+    }
+    for name, figure in figures.items():
+        plots.save_figure(figure, folder / f"{name}.png")

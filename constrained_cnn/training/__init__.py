@@ -1,0 +1,13 @@
+"""Training: a configuration, a trainer, and the history they give.
+
+>>> from constrained_cnn import TrainConfig, Trainer
+>>> config = TrainConfig(epochs=19, learning_rate=0.1)
+"""
+
+from constrained_cnn.training._config import TrainConfig
+from constrained_cnn.training._evaluation import Evaluation
+from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._source import ResidentSet
+from constrained_cnn.training._trainer import Trainer
+
+__all__ = ["EpochRow", "Evaluation", "History", "ResidentSet", "TrainConfig", "Trainer"]

@@ -1,0 +1,82 @@
+"""Checkpoints: everything a run needs to go on, in one file that cannot run code."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constrained_cnn.errors import CheckpointError
+from constrained_cnn.record import write_atomically
+
+FORMAT = 1
+FILE_NAME = "checkpoint.pt"
+KEYS = {"format", "config", "callables", "data", "epoch", "model", "optimizer", "average", "rows"}
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
+    """Write ``state`` to ``path``, atomically: a killed run leaves the previous checkpoint.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    stream = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, stream)
+    return write_atomically(path, stream.getvalue())
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint back, on the CPU. No code from the file is run.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or not a checkpoint of this version.
+    """
+    if not os.path.exists(path):
+        raise CheckpointError(f"no checkpoint at {str(path)!r}: there is nothing to resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {reason}") from error
+    if not isinstance(state, dict) or set(state) != KEYS or state["format"] != FORMAT:
+        raise CheckpointError(f"{str(path)!r} is not a checkpoint of format {FORMAT}")
+    return state
+
+
+def check_same_config(path: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise unless two configurations are equal, listing what differs."""
+    names = sorted({*saved, *current})
+    differing = [
+        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
+        for name in names
+        if saved.get(name) != current.get(name)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"checkpoint {path!r} comes from another configuration: {'; '.join(differing)}. "
+            "Resume with the same one, or start in another folder"
+        )
+
+
+def check_same_model(
+    path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor]
+) -> None:
+    """Raise unless two state dictionaries have the same names and shapes."""
+    missing = [name for name in current if name not in saved]
+    unknown = [name for name in saved if name not in current]
+    reshaped = [
+        f"{name} is {tuple(saved[name].shape)} in the file and {tuple(current[name].shape)} here"
+        for name in current
+        if name in saved and saved[name].shape != current[name].shape
+    ]
+    problems = [
+        *(f"{name} is not in the file" for name in missing),
+        *(f"{name} is only in the file" for name in unknown),
+        *reshaped,
+    ]
+    if problems:
+        listed = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
+        raise CheckpointError(f"{path!r} holds the weights of another model: {listed}")

@@ -1,0 +1,88 @@
+"""The training step, and what runs it.
+
+The step reads nothing back from the device: it returns tensors that stay there until the epoch
+ends. An executor that captures the step (a CUDA graph) replaces :class:`EagerExecutor` without the
+trainer knowing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step works on.
+
+    Attributes:
+        model: The network, in training mode.
+        loss: Maps (outputs, targets) to a scalar.
+        optimizer: Moves the weights.
+        average: Running average of the weights, or None.
+        clip_gradient: Largest norm of the gradient, or None.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    average: AveragedModel | None
+    clip_gradient: float | None
+
+
+class Executor(Protocol):
+    """Runs training steps."""
+
+    def step(
+        self, inputs: Tensor, targets: Tensor, rates: Sequence[float]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take one step and return its loss and its count of correct answers, on the device."""
+
+
+class EagerExecutor:
+    """Runs the step operation by operation, on any device."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def step(
+        self, inputs: Tensor, targets: Tensor, rates: Sequence[float]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take one step with one learning rate per parameter group."""
+        for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        return training_step(self.parts, inputs, targets)
+
+
+def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Move the weights once; return the loss and the count of correct answers, on the device."""
+    parts.optimizer.zero_grad(set_to_none=True)
+    outputs = parts.model(inputs)
+    loss = parts.loss(outputs, targets)
+    loss.backward()
+    if parts.clip_gradient is not None:
+        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), parts.clip_gradient)
+    parts.optimizer.step()
+    if parts.average is not None:
+        parts.average.update_parameters(parts.model)
+    return loss.detach(), count_correct(outputs, targets)
+
+
+def count_correct(outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """Return how many rows of ``outputs`` are largest at their target, or None.
+
+    None where accuracy has no meaning: unless outputs are ``(N, classes)`` and targets ``(N,)``
+    integers.
+    """
+    if outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return (outputs.detach().argmax(1) == targets).sum()

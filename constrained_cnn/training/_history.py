@@ -1,0 +1,147 @@
+"""History: what a training run gave, epoch by epoch."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from constrained_cnn.errors import CheckpointError, check_choice, check_known_keys
+from constrained_cnn.record import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss: Mean over the epoch's samples, as they were met in training (augmented, with
+            dropout, while the weights moved).
+        train_accuracy: In percent, likewise; None where accuracy has no meaning.
+        validation_loss: Mean over the validation set after the epoch; None without one.
+        validation_accuracy: In percent, after the epoch; None without one.
+        learning_rate: The rate of the epoch's first step.
+        seconds: Wall-clock time of the epoch, validation included.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    learning_rate: float
+    seconds: float
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(EpochRow))
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of one run, in order; iterate over it or index it for the rows.
+
+    Attributes:
+        rows: One :class:`EpochRow` per epoch that ran to its end.
+        status: ``"finished"``, or ``"interrupted"`` if the run was stopped before its last epoch.
+    """
+
+    rows: tuple[EpochRow, ...] = ()
+    status: str = "finished"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[EpochRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> EpochRow:
+        return self.rows[index]
+
+    def __str__(self) -> str:
+        lines = [" ".join(cells) for cells in [HEADINGS, *map(format_row, self.rows)]]
+        return "\n".join([*lines, f"{self.status} after {len(self)} epochs"])
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows as plain data."""
+        return [dataclasses.asdict(row) for row in self.rows]
+
+    def to_jsonl(self) -> str:
+        """Return the rows as JSON lines, one object per epoch."""
+        return "".join(json.dumps(row) + "\n" for row in self.to_dicts())
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV with a heading; what is None is empty."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.to_dicts())
+        return stream.getvalue()
+
+    def to_markdown(self) -> str:
+        """Return the rows as a Markdown table."""
+        rows = [HEADINGS, tuple("---:" for _ in HEADINGS), *map(format_row, self.rows)]
+        return "\n".join(f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows to a ``.jsonl`` or ``.csv`` file, atomically."""
+        suffix = check_choice("suffix", Path(path).suffix, (".jsonl", ".csv"))
+        text = self.to_jsonl() if suffix == ".jsonl" else self.to_csv()
+        return write_atomically(path, text.encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "History":
+        """Read rows back from a ``.jsonl`` file.
+
+        Raises:
+            CheckpointError: If the file is missing or a line is damaged; the line is named.
+        """
+        rows = []
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read history {str(path)!r}: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(row_from_dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise CheckpointError(f"{str(path)!r}, line {number}: {error}") from error
+        return cls(tuple(rows))
+
+
+def row_from_dict(values: Mapping[str, Any]) -> EpochRow:
+    """Return the row that ``values`` describe."""
+    check_known_keys("history row", values, COLUMNS)
+    return EpochRow(**values)
+
+
+HEADINGS = (
+    f"{'epoch':>5}",
+    f"{'train loss':>10}",
+    f"{'train acc':>9}",
+    f"{'val. loss':>9}",
+    f"{'val. acc':>8}",
+    f"{'rate':>8}",
+    f"{'seconds':>7}",
+)
+
+
+def format_row(row: EpochRow) -> tuple[str, ...]:
+    """Return the row's cells as text, aligned under :data:`HEADINGS`."""
+    return (
+        f"{row.epoch:>5}",
+        f"{row.train_loss:>10.4f}",
+        f"{_percent(row.train_accuracy):>9}",
+        f"{'-' if row.validation_loss is None else format(row.validation_loss, '.4f'):>9}",
+        f"{_percent(row.validation_accuracy):>8}",
+        f"{row.learning_rate:>8.2g}",
+        f"{row.seconds:>7.1f}",
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"

@@ -1,0 +1,85 @@
+"""What a person sees while a run goes on, without slowing it."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from constrained_cnn.training._history import HEADINGS, EpochRow, format_row
+
+REFRESH_SECONDS = 0.1
+
+
+class EpochProgress:
+    """A line per epoch and, in a terminal, a bar within it; on standard error.
+
+    The bar is fed by the host's own step counter, so nothing is read from the device, and is
+    redrawn at most ten times a second.
+
+    Args:
+        epochs: Number of epochs of the run.
+        steps: Steps in an epoch; None where unknown.
+        enabled: Whether to show anything.
+    """
+
+    def __init__(self, *, epochs: int, steps: int | None, enabled: bool) -> None:
+        self.epochs = epochs
+        self.steps = steps
+        self.enabled = enabled
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self.enabled:
+            self._console.print("  ".join(HEADINGS), style="bold")
+            if self._console.is_terminal:
+                self._bar = Progress(
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[rate]}"),
+                    TimeRemainingColumn(),
+                    console=self._console,
+                    auto_refresh=False,
+                    transient=True,
+                )
+                self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begin the bar of one epoch."""
+        if self._bar is not None:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._started = time.monotonic()
+            name = f"epoch {epoch}/{self.epochs}"
+            self._task = self._bar.add_task(name, total=self.steps, rate="")
+
+    def advance(self, step: int) -> None:
+        """Show that ``step`` steps of the epoch are done."""
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if now - self._shown_at < REFRESH_SECONDS:
+            return
+        self._shown_at = now
+        rate = step / max(now - self._started, 1e-9)
+        self._bar.update(self._task, completed=step, rate=f"{rate:.0f} steps/s")
+        self._bar.refresh()
+
+    def end_epoch(self, row: EpochRow) -> None:
+        """Print the line of one epoch."""
+        if self.enabled:
+            self._console.print("  ".join(format_row(row)))

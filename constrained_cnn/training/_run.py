@@ -1,0 +1,227 @@
+"""One call of ``Trainer.fit``: the state that moves from epoch to epoch."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from constrained_cnn.errors import CheckpointError, InvalidInputError, NonFiniteLossError
+from constrained_cnn.training._checkpoint import (
+    FILE_NAME,
+    check_same_config,
+    check_same_model,
+    load_checkpoint,
+    save_checkpoint,
+)
+from constrained_cnn.training._config import CONSTANT, TrainConfig
+from constrained_cnn.training._evaluation import Evaluation, Tally, evaluate
+from constrained_cnn.training._executor import EagerExecutor, Executor, Loss, Parts
+from constrained_cnn.training._history import EpochRow, History, row_from_dict
+from constrained_cnn.training._interrupt import InterruptGuard
+from constrained_cnn.training._progress import EpochProgress
+from constrained_cnn.training._schedule import rate_table
+from constrained_cnn.training._source import Source, epoch_seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run is made of.
+
+    Attributes:
+        config: What to do.
+        model: The network, on its device.
+        train: Where training batches come from.
+        validation: What is read after every epoch, or None.
+        loss: Maps (outputs, targets) to a scalar mean.
+        make_optimizer: The caller's, or None for the configuration's.
+        make_scheduler: The caller's, or None for the configuration's.
+        callables: Names of the caller's callables, which a file cannot hold.
+        folder: Where checkpoint and history go, or None.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    train: Source
+    validation: Source | None
+    loss: Loss
+    make_optimizer: Callable[[nn.Module], Optimizer] | None
+    make_scheduler: Callable[[Optimizer], LRScheduler] | None
+    callables: Sequence[str]
+    folder: Path | None
+
+
+class Run:
+    """The moving state of one run: optimizer, averaged weights, rates, finished epochs."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rows: list[EpochRow] = []
+        config = plan.config
+        if plan.make_optimizer is None:
+            self.optimizer = config.make_optimizer(plan.model.parameters())
+        else:
+            self.optimizer = plan.make_optimizer(plan.model)
+        self.average: AveragedModel | None = None
+        if config.weight_averaging is not None:
+            decay = get_ema_multi_avg_fn(config.weight_averaging)
+            self.average = AveragedModel(plan.model, multi_avg_fn=decay, use_buffers=True)
+        self._initial_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._rates = self._rate_table()
+        self._executor: Executor = EagerExecutor(
+            Parts(plan.model, plan.loss, self.optimizer, self.average, config.clip_gradient)
+        )
+
+    def go(self, guard: InterruptGuard, *, progress: bool) -> History:
+        """Run the epochs that are left, until done or asked to stop."""
+        epochs = self.plan.config.epochs
+        shown = EpochProgress(epochs=epochs, steps=self.plan.train.steps, enabled=progress)
+        with shown:
+            while len(self.rows) < epochs and not guard.requested:
+                row = self._epoch(len(self.rows) + 1, guard, shown)
+                if row is not None:
+                    self.rows.append(row)
+                    shown.end_epoch(row)
+                    self.save()
+        self.plan.model.eval()
+        finished = len(self.rows) == epochs
+        if finished and self.average is not None:
+            self.plan.model.load_state_dict(self.average.module.state_dict())
+        return History(tuple(self.rows), "finished" if finished else "interrupted")
+
+    def _epoch(self, epoch: int, guard: InterruptGuard, shown: EpochProgress) -> EpochRow | None:
+        """Train one epoch; return its row, or None if it was cut short."""
+        started = time.perf_counter()
+        shown.start_epoch(epoch)
+        seed = self.plan.config.seed
+        torch.manual_seed(epoch_seed(seed, epoch))
+        self.plan.model.train()
+        tally = Tally()
+        batches = self.plan.train.training_batches(seed=seed, epoch=epoch)
+        for step, (inputs, targets) in enumerate(batches):
+            rates = self._rates_of(epoch, step)
+            loss, correct = self._executor.step(inputs, targets, rates)
+            tally.add(loss, correct, len(inputs))
+            shown.advance(step + 1)
+            if guard.requested and step + 1 != self.plan.train.steps:
+                return None
+        if tally.samples == 0:
+            raise InvalidInputError(
+                f"train: gave no batches in epoch {epoch}; pass something that can be iterated "
+                "anew for every epoch, such as a list or a DataLoader, not a generator"
+            )
+        self._check_finite(tally, epoch)
+        trained = tally.read()
+        judged = self._validate()
+        return EpochRow(
+            epoch=epoch,
+            train_loss=trained.loss,
+            train_accuracy=trained.accuracy,
+            validation_loss=None if judged is None else judged.loss,
+            validation_accuracy=None if judged is None else judged.accuracy,
+            learning_rate=self._rates_of(epoch, 0)[0],
+            seconds=time.perf_counter() - started,
+        )
+
+    def _validate(self) -> Evaluation | None:
+        if self.plan.validation is None:
+            return None
+        model = self.plan.model if self.average is None else self.average.module
+        return evaluate(model, self.plan.loss, self.plan.validation)
+
+    def _check_finite(self, tally: Tally, epoch: int) -> None:
+        step = tally.first_bad_step()
+        if step is None:
+            return
+        kept = "" if self.plan.folder is None else "; the checkpoint before it is kept"
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {step} of epoch {epoch}{kept}; "
+            "lower the learning rate, set clip_gradient, or look for NaN in the data",
+            epoch=epoch,
+            step=step,
+        )
+
+    def _rate_table(self) -> list[list[float]] | None:
+        """Return the rates of every step; None for a constant rate."""
+        config, make = self.plan.config, self.plan.make_scheduler
+        if make is None and config.schedule == CONSTANT:
+            return None
+        steps = self.plan.train.steps
+        if steps is None:
+            raise InvalidInputError(
+                "train: does not say how many batches it has (no len), which the learning-rate "
+                "schedule needs; give it a __len__, or use schedule='constant'"
+            )
+        total = config.epochs * steps
+        return rate_table(
+            self.optimizer,
+            make or (lambda optimizer: config.make_scheduler(optimizer, total, config.epochs)),
+            epochs=config.epochs,
+            steps_per_epoch=steps,
+            interval=config.schedule_interval,
+        )
+
+    def _rates_of(self, epoch: int, step: int) -> list[float]:
+        if self._rates is None:
+            return self._initial_rates
+        steps = self.plan.train.steps or 0
+        if step >= steps:
+            raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
+        return self._rates[(epoch - 1) * steps + step]
+
+    def save(self) -> None:
+        """Write checkpoint and history into the folder, if there is one."""
+        folder = self.plan.folder
+        if folder is None:
+            return
+        average = None if self.average is None else self.average.state_dict()
+        history = History(tuple(self.rows))
+        state = {
+            **self._identity(),
+            "epoch": len(self.rows),
+            "model": self.plan.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": average,
+            "rows": history.to_dicts(),
+        }
+        save_checkpoint(folder / FILE_NAME, state)
+        history.save(folder / "history.jsonl")
+        history.save(folder / "history.csv")
+
+    def load(self) -> None:
+        """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
+        assert self.plan.folder is not None
+        path = self.plan.folder / FILE_NAME
+        state = load_checkpoint(path)
+        check_same_model(str(path), state["model"], self.plan.model.state_dict())
+        for name, current in self._identity().items():
+            saved = state[name]
+            if name == "config":
+                check_same_config(str(path), saved, current)
+            elif saved != current:
+                raise CheckpointError(
+                    f"checkpoint {str(path)!r} comes from a run with other {name}: {saved!r} "
+                    f"there, {current!r} here. Resume with the same, or start in another folder"
+                )
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"{str(path)!r}: its optimizer does not fit: {error}") from error
+        self.plan.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.rows = [row_from_dict(row) for row in state["rows"]]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a run to go on."""
+        return {
+            "config": self.plan.config.to_dict(),
+            "callables": list(self.plan.callables),
+            "data": self.plan.train.checksum,
+        }

@@ -1,0 +1,83 @@
+"""The learning rate of every step, worked out before the first."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from constrained_cnn.errors import InvalidInputError
+
+Rates = list[list[float]]
+
+
+def rate_table(
+    optimizer: Optimizer,
+    make_scheduler: Callable[[Optimizer], LRScheduler | None],
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    interval: str = "step",
+) -> Rates:
+    """Return the learning rates of every step, by running a torch schedule once from end to end.
+
+    Schedules that move every step and every epoch become the same thing, and the training loop
+    only reads a number. The optimizer's own settings are as before afterwards.
+
+    Args:
+        optimizer: The optimizer, with its parameter groups.
+        make_scheduler: Makes the schedule for an optimizer; None for a constant rate.
+        epochs: Number of epochs.
+        steps_per_epoch: Steps in each.
+        interval: ``"step"`` or ``"epoch"``.
+
+    Returns:
+        One row per step with one rate per parameter group.
+
+    Raises:
+        InvalidInputError: If the schedule changes anything but the rate, or ends too early.
+    """
+    before = [_settings(group) for group in optimizer.param_groups]
+    originals = [dict(group) for group in optimizer.param_groups]
+    rates: Rates = []
+    try:
+        scheduler = make_scheduler(optimizer)
+        if scheduler is None:
+            return [[float(g["lr"]) for g in before] for _ in range(epochs * steps_per_epoch)]
+        with warnings.catch_warnings():
+            # Stepping a schedule without its optimizer is the point here.
+            warnings.simplefilter("ignore", UserWarning)
+            for index in range(epochs * steps_per_epoch):
+                if index and (interval == "step" or index % steps_per_epoch == 0):
+                    scheduler.step()
+                rates.append([float(group["lr"]) for group in optimizer.param_groups])
+                _check_only_rate_moves(optimizer, before)
+    except ValueError as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"the schedule fails at step {len(rates) + 1}: {error}") from error
+    finally:
+        for group, original in zip(optimizer.param_groups, originals, strict=True):
+            group.clear()
+            group.update(original)
+        # A schedule leaves a counting wrapper around the optimizer's step.
+        vars(optimizer).pop("step", None)
+    return rates
+
+
+def _settings(group: dict[str, object]) -> dict[str, object]:
+    return {key: copy.copy(value) for key, value in group.items() if key != "params"}
+
+
+def _check_only_rate_moves(optimizer: Optimizer, before: list[dict[str, object]]) -> None:
+    for group, settings in zip(optimizer.param_groups, before, strict=True):
+        for key in ("momentum", "betas", "weight_decay"):
+            value = settings.get(key)
+            if isinstance(value, torch.Tensor) or group.get(key) == value:
+                continue
+            raise InvalidInputError(
+                f"the schedule changes {key!r} from {value!r}, and only the learning rate may "
+                "move during a run; with OneCycleLR or CyclicLR set cycle_momentum=False"
+            )

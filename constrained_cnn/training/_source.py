@@ -1,0 +1,168 @@
+"""Where batches come from: a set that lives on the device, or any iterable of batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from constrained_cnn.errors import InvalidInputError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@runtime_checkable
+class ResidentSet(Protocol):
+    """A data set that holds its tensors on the device and plans an epoch from (seed, epoch).
+
+    :class:`constrained_cnn.data.ImageSet` is one. Because order and augmentation are a pure
+    function of (seed, epoch), a run can go on at any epoch without a sampler's state.
+    """
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @property
+    def checksum(self) -> str:
+        """Hash of the content, the same on every device."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the set on ``device``."""
+
+    def steps(self, batch_size: int) -> int:
+        """Return the number of batches in an epoch."""
+
+    def batches(
+        self, batch_size: int, *, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> Iterator[Batch]:
+        """Yield (inputs, targets) in order, as for evaluation."""
+
+    def training_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Iterator[Batch]:
+        """Yield (inputs, targets) in the order, and with the augmentation, of this epoch."""
+
+
+Data = ResidentSet | Iterable[Any]
+
+
+class Source:
+    """One data set as the trainer reads it: batches of tensors on the device.
+
+    Args:
+        data: A :class:`ResidentSet`, or an iterable of (inputs, targets) such as a
+            :class:`torch.utils.data.DataLoader`, which is iterated anew for every epoch.
+        batch_size: Batch size for a resident set; an iterable brings its own.
+        device: Where the batches go.
+        channels_last: Whether 4-D inputs get the channels innermost.
+        name: What to call it in an error.
+
+    Raises:
+        InvalidInputError: If it is neither, or empty.
+    """
+
+    def __init__(
+        self, data: Data, *, batch_size: int, device: torch.device, channels_last: bool, name: str
+    ) -> None:
+        self.name = name
+        self.batch_size = batch_size
+        self.device = device
+        self.channels_last = channels_last
+        self.resident: ResidentSet | None = None
+        self.iterable: Iterable[Any] = ()
+        if isinstance(data, ResidentSet):
+            self.resident = data.to(device)
+        elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | dict):
+            self.iterable = data
+        else:
+            raise InvalidInputError(
+                f"{name}={type(data).__name__}: must be an ImageSet or an iterable of "
+                "(inputs, targets) batches, such as a torch DataLoader"
+            )
+        if self.steps == 0:
+            raise InvalidInputError(f"{name}: holds no batches")
+
+    @property
+    def steps(self) -> int | None:
+        """Batches in an epoch; None where the iterable does not say."""
+        if self.resident is not None:
+            return self.resident.steps(self.batch_size)
+        try:
+            return len(self.iterable)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, where the set knows it."""
+        return None if self.resident is None else len(self.resident.classes)
+
+    @property
+    def checksum(self) -> str | None:
+        """Hash of the content, where the set knows it."""
+        return None if self.resident is None else self.resident.checksum
+
+    def first_inputs(self) -> Tensor | None:
+        """Return the inputs of one small batch; None for an iterable, which is not disturbed."""
+        if self.resident is None:
+            return None
+        return next(iter(self.resident.batches(1, memory_format=self._memory_format)))[0]
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield every batch in order, as for evaluation."""
+        if self.resident is not None:
+            return self.resident.batches(self.batch_size, memory_format=self._memory_format)
+        return self._iterate()
+
+    def training_batches(self, *, seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield every batch of a training epoch.
+
+        The order of an iterable is its own; a shuffling DataLoader draws it from torch's global
+        generator, which the trainer seeds for each epoch.
+        """
+        if self.resident is not None:
+            return self.resident.training_batches(
+                self.batch_size, seed=seed, epoch=epoch, memory_format=self._memory_format
+            )
+        return self._iterate()
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def _iterate(self) -> Iterator[Batch]:
+        for batch in self.iterable:
+            if not (isinstance(batch, tuple | list) and len(batch) == 2):
+                raise InvalidInputError(
+                    f"{self.name}: each batch must be a pair (inputs, targets), "
+                    f"got {type(batch).__name__}"
+                )
+            inputs, targets = batch
+            if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+                raise InvalidInputError(
+                    f"{self.name}: inputs and targets must be tensors, got "
+                    f"{type(inputs).__name__} and {type(targets).__name__}"
+                )
+            if len(inputs) != len(targets) or len(inputs) == 0:
+                raise InvalidInputError(
+                    f"{self.name}: a batch of {len(inputs)} inputs and {len(targets)} targets; "
+                    "both must hold the same number of samples, at least one"
+                )
+            inputs = inputs.to(self.device, non_blocking=True)
+            if self.channels_last and inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            yield inputs, targets.to(self.device, non_blocking=True)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of torch's global generator for one epoch (dropout, a loader's order)."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)

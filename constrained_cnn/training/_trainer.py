@@ -1,0 +1,216 @@
+"""The Trainer: the way in to training, evaluation and prediction."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.training._config import TrainConfig
+from constrained_cnn.training._evaluation import Evaluation, check_fits, evaluate, evaluating
+from constrained_cnn.training._executor import Loss
+from constrained_cnn.training._history import History
+from constrained_cnn.training._interrupt import InterruptGuard
+from constrained_cnn.training._run import Plan, Run
+from constrained_cnn.training._source import Data, Source
+
+CLASSIFIER_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
+
+
+class Trainer:
+    """Trains any :class:`torch.nn.Module` as a :class:`TrainConfig` says.
+
+    Randomness is a pure function of (seed, epoch): the same configuration gives the same run, and
+    on a CPU a run resumed after any epoch ends bitwise where the unbroken run ends. Losses and
+    counts stay on the device until the epoch ends. The caller's random state is left as it was.
+
+    Args:
+        config: What to do.
+        device: ``"auto"`` (CUDA where there is one, else the CPU) or the name of a torch device.
+        optimizer: Makes an optimizer from the model, in place of the one the configuration names.
+        scheduler: Makes a schedule from the optimizer, likewise.
+        loss: Maps (outputs, targets) to a scalar mean, likewise.
+        progress: Whether to show progress on standard error.
+
+    Raises:
+        InvalidInputError: If the device is not there, or an argument is not callable.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.linspace(-1, 1, 64).reshape(64, 1)
+        >>> batches = [(x[i : i + 16], 2 * x[i : i + 16] + 1) for i in range(0, 64, 16)]
+        >>> config = TrainConfig(epochs=30, loss="MSELoss", learning_rate=0.1)
+        >>> trainer = Trainer(config, device="cpu", progress=False)
+        >>> history = trainer.fit(torch.nn.Linear(1, 1), batches)
+        >>> len(history), history[-1].train_loss < 1e-3
+        (30, True)
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        device: str | torch.device = "auto",
+        optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        loss: Loss | None = None,
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(config, TrainConfig):
+            raise InvalidInputError(f"config={config!r}: must be a TrainConfig")
+        given = {"optimizer": optimizer, "scheduler": scheduler, "loss": loss}
+        for name, value in given.items():
+            if value is not None and not callable(value):
+                raise InvalidInputError(
+                    f"{name}={value!r}: must be callable; a torch name goes into the TrainConfig"
+                )
+        self.config = config
+        self.device = find_device(device)
+        self.progress = progress
+        self.callables = [name for name, value in given.items() if value is not None]
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self._loss: Loss = config.make_loss().to(self.device) if loss is None else loss
+
+    def fit(
+        self,
+        model: nn.Module,
+        train: Data,
+        validation: Data | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train ``model`` in place.
+
+        Args:
+            model: The network; it is moved to the device and left there, in evaluation mode.
+            train: An ImageSet, or an iterable of (inputs, targets) that can be iterated anew for
+                every epoch, such as a DataLoader.
+            validation: Likewise; read after every epoch, never learned from.
+            folder: Where ``checkpoint.pt``, ``history.jsonl`` and ``history.csv`` are written
+                after every epoch; None writes nothing.
+            resume: Go on from the folder's checkpoint.
+
+        Returns:
+            One row per epoch. After Ctrl-C its status is ``"interrupted"``: the checkpoint holds
+            the last whole epoch, and a resumed run does the one that was cut short again.
+
+        Raises:
+            InvalidInputError: If model and data do not fit each other.
+            CheckpointError: If the checkpoint is missing, damaged, or of another run.
+            OutputError: If the folder cannot be written.
+            NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
+        """
+        if resume and folder is None:
+            raise InvalidInputError("resume=True: needs the folder that holds the checkpoint")
+        source = self._fitting_source(model, train, "train")
+        held_out = None
+        if validation is not None:
+            held_out = self._fitting_source(model, validation, "validation")
+        plan = Plan(
+            config=self.config,
+            model=model,
+            train=source,
+            validation=held_out,
+            loss=self._loss,
+            make_optimizer=self._make_optimizer,
+            make_scheduler=self._make_scheduler,
+            callables=self.callables,
+            folder=None if folder is None else Path(folder),
+        )
+        run = Run(plan)
+        if resume:
+            run.load()
+        else:
+            run.save()  # Shows before the first step that the folder can be written.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), InterruptGuard() as guard:
+            return run.go(guard, progress=self.progress)
+
+    def evaluate(self, model: nn.Module, data: Data) -> Evaluation:
+        """Return loss and accuracy of ``model`` on ``data``; its weights and mode stay.
+
+        Raises:
+            InvalidInputError: If model and data do not fit each other.
+        """
+        return evaluate(model, self._loss, self._fitting_source(model, data, "data"))
+
+    def predict(self, model: nn.Module, data: Data | Tensor) -> Tensor:
+        """Return the model's outputs for every sample, in order, on the CPU.
+
+        Args:
+            model: The network; its weights and mode stay.
+            data: An ImageSet, an iterable of (inputs, targets), or a tensor of inputs
+                ``(N, ...)``.
+
+        Returns:
+            Outputs ``(N, ...)``; for a classifier the logits.
+
+        Raises:
+            InvalidInputError: If the data holds nothing.
+        """
+        if isinstance(data, Tensor):
+            parts = data.split(self.config.batch_size) if len(data) else ()
+            data = [(part, part) for part in parts]
+        source = self._source(model, data, "data")
+        with evaluating(model), torch.no_grad():
+            return torch.cat([model(inputs).cpu() for inputs, _ in source.batches()])
+
+    def _source(self, model: nn.Module, data: Data, name: str) -> Source:
+        """Return ``data`` as batches on the device, where the model is put as well."""
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module")
+        source = Source(
+            data,
+            batch_size=self.config.batch_size,
+            device=self.device,
+            channels_last=self.config.channels_last,
+            name=name,
+        )
+        model.to(self.device)
+        if self.config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        return source
+
+    def _fitting_source(self, model: nn.Module, data: Data, name: str) -> Source:
+        source = self._source(model, data, name)
+        classifier = "loss" not in self.callables and self.config.loss in CLASSIFIER_LOSSES
+        check_fits(model, source, classifier=classifier)
+        return source
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Return the torch device that ``device`` names.
+
+    Raises:
+        InvalidInputError: If there is no such device here.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(
+            f"device={device!r}: must be 'auto', 'cpu', 'cuda', 'cuda:0' or the like"
+        ) from error
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InvalidInputError(f"device={str(device)!r}: this machine has no CUDA device")
+        index = torch.cuda.current_device() if found.index is None else found.index
+        if index >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise InvalidInputError(f"device={str(device)!r}: there are {count} CUDA devices here")
+        return torch.device("cuda", index)
+    if found.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise InvalidInputError("device='mps': this machine has no MPS device")
+        warnings.warn("training on MPS is untested; compare with a CPU run", stacklevel=3)
+    elif found.type != "cpu":
+        raise InvalidInputError(f"device={str(device)!r}: only 'cpu', 'cuda' and 'mps' are known")
+    return found
