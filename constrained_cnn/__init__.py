@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("blocks", "data", "errors", "models", "plots", "recipes", "study", "training")
+_MODULES = (
+    "blocks",
+    "cli",
+    "data",
+    "errors",
+    "models",
+    "plots",
+    "recipes",
+    "record",
+    "study",
+    "training",
+)
 _NAMES = {
     "ImageSet": "data",
     "RunRecord": "record",
@@ -19,16 +30,37 @@ _NAMES = {
     "list_models": "models",
 }
 
-__all__ = ["__version__", *_MODULES, *_NAMES]
+__all__ = [
+    "ImageSet",
+    "RunRecord",
+    "Sample",
+    "TrainConfig",
+    "Trainer",
+    "__version__",
+    "blocks",
+    "cli",
+    "create_model",
+    "data",
+    "errors",
+    "list_models",
+    "models",
+    "plots",
+    "recipes",
+    "record",
+    "study",
+    "training",
+]
 
 if TYPE_CHECKING:
     from constrained_cnn import (
         blocks,
+        cli,
         data,
         errors,
         models,
         plots,
         recipes,
+        record,
         study,
         training,
     )

@@ -17,9 +17,10 @@ from constrained_cnn.errors import ConstrainedCNNError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from constrained_cnn.recipes import Recipe
     from constrained_cnn.record import RunRecord
 
-__all__ = ["add_train_options", "main", "make_parser"]
+__all__ = ["main", "make_parser"]
 
 EXIT_DONE, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 0, 2, 130
 DATA_NAMES = ("auto", "mnist", "digits", "fashion-mnist")
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         "train", help="train a recipe and keep its record, weights and pictures"
     )
     train.add_argument("recipe", help="name of a recipe, such as mnist-12k or mnist-12k-source")
-    add_train_options(train)
+    _add_train_options(train)
     train.set_defaults(command=_train)
 
     predict = commands.add_parser("predict", help="read digits from pictures of your own")
@@ -77,13 +78,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a training run to ``parser``; the example takes the same."""
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
-    which.add_argument("--seeds", type=_seed_range, metavar="A-B", help="one run for each of A to B")
+    which.add_argument("--seeds", type=_seed_range, metavar="A-B", help="a run for each of A to B")
     parser.add_argument("--epochs", type=int, help="in place of the recipe's")
-    parser.add_argument("--data", choices=DATA_NAMES, default="auto", help="default: auto")
+    parser.add_argument("--data", choices=DATA_NAMES, help="in place of the recipe's")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data lies")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 (default: auto)")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
     console = Console(stderr=options.json, highlight=False)
     recipe = recipes.get_recipe(options.recipe)
     if not options.quiet:
-        _print_layers(console, recipe.model)
+        _print_layers(console, recipe)
     keywords: dict[str, Any] = {
         "data_name": options.data,
         "data_dir": options.data_dir,
@@ -152,30 +152,39 @@ def _train(options: argparse.Namespace) -> int:
         print(json.dumps(content[0] if options.seeds is None else content))
     else:
         _print_records(console, records)
-        console.print(f"Record, weights, history and pictures: {folder}{os.sep}")
+        console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
     return EXIT_INTERRUPTED if records[-1].status == "interrupted" else EXIT_DONE
 
 
-def _print_layers(console: "Console", model_name: str) -> None:
+def _print_layers(console: "Console", recipe: "Recipe") -> None:
     """Print the familiar table of layers."""
     import torchinfo
 
     from constrained_cnn import models
 
-    model = models.create_model(model_name)
-    columns = ("output_size", "kernel_size", "num_params", "mult_adds")
     table = torchinfo.summary(
-        model, (1, 1, 28, 28), device="cpu", verbose=0, depth=3, col_names=columns
+        models.create_model(recipe.model),
+        (1, *recipe.input_shape),
+        device="cpu",
+        verbose=0,
+        depth=3,
+        col_names=("output_size", "kernel_size", "num_params", "mult_adds"),
+        col_width=16,
+        row_settings=("var_names",),
     )
-    console.print(str(table), markup=False)
+    # torchinfo 1.8 prints the name of an enum member for the unit (its bug on Python 3.11).
+    text = str(table).replace("Units.MEGABYTES", "M").replace("Units.GIGABYTES", "G")
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Show a warning so that it cannot be missed."""
     from rich.console import Console
     from rich.panel import Panel
+    from rich.text import Text
 
-    panel = Panel(str(message), title=category.__name__, border_style="bold red")
+    # As Text: a path in the message may hold brackets, which rich would take for markup.
+    panel = Panel(Text(str(message)), title=category.__name__, border_style="bold red")
     Console(stderr=True).print(panel)
 
 
@@ -218,6 +227,7 @@ def _predict(options: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from constrained_cnn import data, models
 
@@ -252,6 +262,6 @@ def _predict(options: argparse.Namespace) -> int:
         table.add_column(heading, justify="right")
     for answer in answers:
         chance = f"{100 * answer['probability']:.1f} %"
-        table.add_row(answer["image"], answer["class"], chance, answer["runner_up"])
+        table.add_row(Text(answer["image"]), answer["class"], chance, answer["runner_up"])
     Console().print(table)
     return EXIT_DONE

@@ -6,6 +6,8 @@ what was asked (``name=value``), the rule it breaks, and what to do instead.
 
 import difflib
 import math
+import numbers
+import operator
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -90,10 +92,14 @@ def check_integer(
         constrained_cnn.errors.InvalidInputError: epochs=0: must be an integer of at least 1
     """
     wanted = "an integer" + _limits(minimum, maximum)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
-    number = int(value.__index__())
-    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+    try:
+        # Arrays and tensors have __index__ whatever they hold, so it must be called to know.
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    too_low = number is not None and minimum is not None and number < minimum
+    too_high = number is not None and maximum is not None and number > maximum
+    if number is None or too_low or too_high:
         raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
     return number
 
@@ -107,13 +113,17 @@ def check_number(
         InvalidInputError: If it is not a number, not finite, or out of range.
     """
     wanted = "a finite number" + _limits(minimum, maximum)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
-    too_low = minimum is not None and value < minimum
-    too_high = maximum is not None and value > maximum
-    if not math.isfinite(value) or too_low or too_high:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    too_low = minimum is not None and number < minimum
+    too_high = maximum is not None and number > maximum
+    if not math.isfinite(number) or too_low or too_high:
         raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
-    return float(value)
+    return number
 
 
 def check_probability(name: str, value: Any) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from constrained_cnn.errors import CheckpointError, OutputError, check_known_keys
+from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError, check_known_keys
 
 __all__ = ["SCHEMA_VERSION", "RunRecord", "write_atomically"]
 
@@ -47,13 +47,16 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
+        temporary = None
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise OutputError(
             f"cannot write {str(target)!r}: {error.strerror or error}; "
             "choose a folder you can write to"
         ) from error
+    finally:
+        # Also after Ctrl-C: nothing half written stays behind.
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
     return target
 
 
@@ -143,8 +146,11 @@ class RunRecord:
                 f"{str(file)!r} does not match its checksum: it was damaged or edited"
             )
         del content["schema_version"]
-        check_known_keys(str(file), content, {f.name for f in dataclasses.fields(cls)})
-        return cls(**content)
+        try:
+            check_known_keys(str(file), content, {f.name for f in dataclasses.fields(cls)})
+            return cls(**content)
+        except (InvalidInputError, TypeError) as error:
+            raise CheckpointError(f"{str(file)!r} is not a run record: {error}") from error
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -271,7 +271,7 @@ def _after_conv(
     check_choice("order", order, ORDERS)
     check_choice("drop", drop, tuple(DROPS))
     check_probability("p_drop", p_drop)
-    if activation is not None and not callable(activation):
+    if isinstance(activation, nn.Module) or not (activation is None or callable(activation)):
         raise InvalidInputError(
             f"activation={activation!r}: must be a class or function that makes a module, "
             "like nn.ReLU, or None"

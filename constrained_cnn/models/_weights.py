@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import nn
 
 from constrained_cnn.errors import CheckpointError, check_choice
@@ -86,8 +87,12 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: If the file cannot be written.
     """
-    # Contiguous copies: safetensors stores rows in order, whatever the memory layout was.
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies, each of its own: safetensors stores rows in order, whatever the memory layout was,
+    # and refuses parts that share memory, as tied weights do.
+    tensors = {
+        name: part.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, part in model.state_dict().items()
+    }
     return write_atomically(path, safetensors.torch.save(tensors))
 
 
@@ -126,8 +131,14 @@ def _fill(model: nn.Module, content: bytes, name: str) -> None:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"weights {name!r} are damaged: {error}") from error
-    try:
-        # With strict names and shapes, torch copies nothing unless everything fits.
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"weights {name!r} belong to another model: {error}") from error
+    # torch copies what fits before it says what does not, so everything is compared first.
+    wanted = {key: tuple(part.shape) for key, part in model.state_dict().items()}
+    found = {key: tuple(part.shape) for key, part in tensors.items()}
+    for key in [*wanted, *found]:
+        if wanted.get(key) != found.get(key):
+            raise CheckpointError(
+                f"weights {name!r} belong to another model: {key!r} is "
+                f"{found.get(key, 'missing')} in the file and {wanted.get(key, 'missing')} "
+                "in the model"
+            )
+    model.load_state_dict(tensors)

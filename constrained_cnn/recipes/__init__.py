@@ -8,7 +8,16 @@
 """
 
 from constrained_cnn.recipes._folder import run_folder, seeds_folder
-from constrained_cnn.recipes._recipe import Recipe, get_recipe, list_recipes
+from constrained_cnn.recipes._recipe import Recipe, get_recipe, list_recipes, register_recipe
 from constrained_cnn.recipes._run import run, run_seeds
 
-__all__ = ["Recipe", "get_recipe", "list_recipes", "run", "run_folder", "run_seeds", "seeds_folder"]
+__all__ = [
+    "Recipe",
+    "get_recipe",
+    "list_recipes",
+    "register_recipe",
+    "run",
+    "run_folder",
+    "run_seeds",
+    "seeds_folder",
+]

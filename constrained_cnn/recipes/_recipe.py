@@ -1,11 +1,9 @@
 """Recipe: what a named run is made of, and the recipes of the reference networks."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from constrained_cnn.data import Augmentation
-from constrained_cnn.errors import check_choice
+from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.training import TrainConfig
 
 
@@ -18,6 +16,7 @@ class Recipe:
         about: One line for a list.
         model: Name of the model in the registry.
         data: Name of the data set, as :func:`constrained_cnn.data.load` takes it.
+        input_shape: Shape of one image: channels, height, width.
         augmentation: What is done to training images.
         config: How to train; its seed is replaced by the run's.
     """
@@ -26,6 +25,7 @@ class Recipe:
     about: str
     model: str
     data: str
+    input_shape: tuple[int, int, int] = (1, 28, 28)
     augmentation: Augmentation = field(default_factory=Augmentation)
     config: TrainConfig = field(default_factory=TrainConfig)
 
@@ -44,6 +44,7 @@ MNIST_12K = Recipe(
         optimizer_options={"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
         schedule="OneCycleLR",
         schedule_options={"pct_start": 0.2, "cycle_momentum": False},
+        precise_bn=200,
     ),
 )
 
@@ -65,9 +66,18 @@ MNIST_12K_SOURCE = Recipe(
     ),
 )
 
-_RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {recipe.name: recipe for recipe in (MNIST_12K, MNIST_12K_SOURCE)}
-)
+_RECIPES = {recipe.name: recipe for recipe in (MNIST_12K, MNIST_12K_SOURCE)}
+
+
+def register_recipe(recipe: Recipe) -> Recipe:
+    """Make ``recipe`` known by its name, for :func:`run` and the command line.
+
+    Raises:
+        InvalidInputError: If another recipe has that name.
+    """
+    if _RECIPES.setdefault(recipe.name, recipe) != recipe:
+        raise InvalidInputError(f"recipe {recipe.name!r}: another recipe has this name")
+    return recipe
 
 
 def list_recipes() -> list[str]:

@@ -72,10 +72,10 @@ def run(
     check_integer("held_out", held_out, minimum=0)
     if held_out and test_curve:
         raise InvalidInputError("held_out and test_curve: a run that chooses never reads the test")
-    changes = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
-    trainer = Trainer(
-        dataclasses.replace(recipe.config, **changes), device=device, progress=progress
+    config = dataclasses.replace(
+        recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
     )
+    trainer = Trainer(config, device=device, progress=progress)
     sets = _load(recipe, data_name, data_dir, held_out=held_out)
     folder = run_folder(out, f"{recipe.name}-seed-{seed}", resume=resume)
     with torch.random.fork_rng([]):
@@ -83,7 +83,7 @@ def run(
         model = models.create_model(recipe.model)
     watched = sets.test if test_curve else sets.held_out
     history = trainer.fit(model, sets.train, watched, folder=folder, resume=resume)
-    record = _record(recipe, trainer, model, sets, history, test_curve=test_curve)
+    record = _record(recipe, trainer, model, sets, history)
     if history.status == "finished":
         models.save_weights(model, folder / "weights.safetensors")
         _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
@@ -156,6 +156,11 @@ def _load(
 ) -> _Sets:
     asked = recipe.data if data_name is None else data_name
     train, test = data.load(asked, data_dir)
+    if train.shape != recipe.input_shape:
+        raise InvalidInputError(
+            f"data {train.name!r} has images of shape {train.shape} and recipe {recipe.name!r} "
+            f"takes {recipe.input_shape}; choose other data"
+        )
     kept = None
     if held_out:
         train, kept = train.split(held_out, seed=SPLIT_SEED)
@@ -168,12 +173,12 @@ def _record(
     model: nn.Module,
     sets: _Sets,
     history: History,
-    *,
-    test_curve: bool,
 ) -> RunRecord:
-    readings = []
-    if test_curve:
-        readings += [{"epoch": row.epoch, "purpose": EVERY_EPOCH} for row in history]
+    # From the rows, not from what was asked last: a run may have been resumed in between.
+    curve = []
+    if sets.held_out is None:
+        curve = [row.epoch for row in history if row.validation_loss is not None]
+    readings = [{"epoch": epoch, "purpose": EVERY_EPOCH} for epoch in curve]
     result: dict[str, Any] = {"seconds": sum(row.seconds for row in history)}
     if history.status == "finished":
         judged = trainer.evaluate(model, sets.judged)
@@ -186,7 +191,7 @@ def _record(
         if kind == "test":
             readings.append({"epoch": len(history), "purpose": AFTER_LAST_EPOCH})
     rows = history.to_dicts()
-    if test_curve:
+    if curve:
         rows = [{k.replace("validation", "test"): v for k, v in row.items()} for row in rows]
     return RunRecord(
         recipe=recipe.name,

@@ -61,9 +61,7 @@ def check_same_config(path: str, saved: Mapping[str, Any], current: Mapping[str,
         )
 
 
-def check_same_model(
-    path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor]
-) -> None:
+def check_same_model(path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
     """Raise unless two state dictionaries have the same names and shapes."""
     missing = [name for name in current if name not in saved]
     unknown = [name for name in saved if name not in current]

@@ -28,6 +28,8 @@ from constrained_cnn.training._schedule import rate_table
 CONSTANT = "constant"
 SGD_DEFAULTS: Mapping[str, Any] = {"momentum": 0.9, "nesterov": True}
 ONE_CYCLE_DEFAULTS: Mapping[str, Any] = {"pct_start": 0.2, "cycle_momentum": False}
+# A prime, so that no share of it is the single step that OneCycleLR cannot warm up over.
+TRIAL_STEPS = 9973
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class TrainConfig:
         weight_averaging: Decay of an exponential moving average of the weights, such as 0.999; the
             averaged weights are then the result. None for none.
         clip_gradient: Largest norm of the gradient; a larger one is scaled down. None for none.
+        precise_bn: Number of training batches over which the statistics of batch norms are measured
+            anew, without dropout, after the last step; no weight changes. It pays where dropout
+            stands before a batch norm. None keeps the running statistics.
         channels_last: Whether images are laid out with the channels innermost, which most
             convolutions run faster on. It changes no result but by rounding.
         seed: Seed of order, augmentation and dropout.
@@ -83,32 +88,40 @@ class TrainConfig:
     loss_options: Mapping[str, Any] | None = None
     weight_averaging: float | None = None
     clip_gradient: float | None = None
+    precise_bn: int | None = None
     channels_last: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, minimum=1)
-        check_integer("batch_size", self.batch_size, minimum=1)
-        check_integer("seed", self.seed, minimum=0, maximum=2**63 - 1)
-        if check_number("learning_rate", self.learning_rate, minimum=0.0) == 0.0:
+        self._set("epochs", check_integer("epochs", self.epochs, minimum=1))
+        self._set("batch_size", check_integer("batch_size", self.batch_size, minimum=1))
+        self._set("seed", check_integer("seed", self.seed, minimum=0, maximum=2**63 - 1))
+        rate = check_number("learning_rate", self.learning_rate, minimum=0.0)
+        if rate == 0.0:
             raise InvalidInputError("learning_rate=0: must be greater than 0")
+        self._set("learning_rate", rate)
         check_choice("schedule_interval", self.schedule_interval, ("step", "epoch"))
-        if self.weight_averaging is not None:
-            check_number("weight_averaging", self.weight_averaging, minimum=0.0, maximum=1.0)
-        if self.clip_gradient is not None:
-            check_number("clip_gradient", self.clip_gradient, minimum=0.0)
+        if self.precise_bn is not None:
+            self._set("precise_bn", check_integer("precise_bn", self.precise_bn, minimum=1))
+        for name, maximum in (("weight_averaging", 1.0), ("clip_gradient", None)):
+            value = getattr(self, name)
+            if value is not None:
+                self._set(name, check_number(name, value, minimum=0.0, maximum=maximum))
         if not isinstance(self.channels_last, bool):
             raise InvalidInputError(f"channels_last={self.channels_last!r}: must be True or False")
         self._fill_options()
         # Built once here, so that an option torch refuses is an error before anything starts.
         self.make_loss()
-        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
         rate_table(
-            optimizer,
-            lambda trial: self.make_scheduler(trial, 10, 10),
-            epochs=10,
-            steps_per_epoch=1,
+            self.make_optimizer([nn.Parameter(torch.zeros(1, 1))]),
+            lambda trial: self.make_scheduler(trial, TRIAL_STEPS, TRIAL_STEPS),
+            epochs=1,
+            steps_per_epoch=2,  # the second shows whether momentum moves
         )
+
+    def _set(self, name: str, value: Any) -> None:
+        """Put the plain Python value of a field in place, as NumPy's numbers fit in no file."""
+        object.__setattr__(self, name, value)
 
     def _fill_options(self) -> None:
         defaults = {
@@ -120,7 +133,7 @@ class TrainConfig:
             given = getattr(self, name)
             if given is not None and not isinstance(given, Mapping):
                 raise InvalidInputError(f"{name}={given!r}: must be a mapping of option names")
-            object.__setattr__(self, name, dict(default if given is None else given))
+            self._set(name, _plain(name, dict(default if given is None else given)))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimizer this configuration names, over ``parameters``."""
@@ -130,9 +143,9 @@ class TrainConfig:
                 "optimizer='LBFGS': evaluates the loss several times a step, which this trainer "
                 "does not do; choose one that takes a single gradient"
             )
-        options = {"lr": self.learning_rate, **(self.optimizer_options or {})}
         if "lr" in (self.optimizer_options or {}):
             raise InvalidInputError("optimizer_options: leave out 'lr' and set learning_rate")
+        options = {"lr": self.learning_rate, **(self.optimizer_options or {})}
         return _build("optimizer_options", self.optimizer, kind, (list(parameters),), options)
 
     def make_scheduler(
@@ -163,13 +176,24 @@ class TrainConfig:
         for name, value in (("max_lr", self.learning_rate), ("T_max", length)):
             if name in accepted:
                 options.setdefault(name, value)
-        built = _build("schedule_options", self.schedule, kind, (optimizer,), options)
-        return built
+        warm_up, total = options.get("pct_start"), options.get("total_steps")
+        if isinstance(warm_up, int | float) and isinstance(total, int) and warm_up * total == 1:
+            raise InvalidInputError(
+                f"pct_start={warm_up!r}: is a single step of {total}, over which torch's "
+                f"{self.schedule} cannot warm up (it divides by 0); choose another pct_start"
+            )
+        return _build("schedule_options", self.schedule, kind, (optimizer,), options)
 
     def make_loss(self) -> nn.Module:
         """Return the loss this configuration names."""
         kind = _torch_class("loss", self.loss, nn, nn.Module, suffix="Loss")
-        return _build("loss_options", self.loss, kind, (), dict(self.loss_options or {}))
+        options = dict(self.loss_options or {})
+        if options.get("reduction") in ("none", "sum"):
+            raise InvalidInputError(
+                f"loss_options: reduction={options['reduction']!r} gives no mean, which a training "
+                "step and its figures need; leave it out"
+            )
+        return _build("loss_options", self.loss, kind, (), options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain data."""
@@ -239,14 +263,14 @@ class TrainConfig:
 
 def _torch_class(name: str, value: Any, module: Any, base: type, suffix: str = "") -> Any:
     """Return the class called ``value`` in ``module``, or raise with the nearest name."""
-    found = getattr(module, value, None) if isinstance(value, str) else None
-    if isinstance(found, type) and issubclass(found, base) and value.endswith(suffix):
-        return found
     names = [
         key
         for key, item in vars(module).items()
-        if isinstance(item, type) and issubclass(item, base) and key.endswith(suffix)
+        if isinstance(item, type) and issubclass(item, base) and item is not base
+        if key.endswith(suffix) and not key.startswith("_")
     ]
+    if value in names:
+        return getattr(module, value)
     hint = closest(value, names) if isinstance(value, str) else ""
     if not isinstance(value, str):
         hint = "; a callable of your own goes to the Trainer"
@@ -262,8 +286,22 @@ def _build(
     check_known_keys(f"{name} of {kind_name}", options, known)
     try:
         return kind(*arguments, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(f"{kind_name} refuses {name}={options!r}: {error}") from error
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return an option as a file gives it back: its sequences are tuples, whatever they were."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{name}[{key!r}]", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(name, item) for item in value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise InvalidInputError(
+        f"{name}={value!r}: must be a number, text, True, False, or a list of these, which a file "
+        "can hold; what is built from anything else goes to the Trainer as a callable"
+    )
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

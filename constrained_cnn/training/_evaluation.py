@@ -124,4 +124,3 @@ def check_fits(model: nn.Module, source: Source, *, classifier: bool) -> None:
             f"the model gives outputs of shape {tuple(outputs.shape[1:])} and {source.name} has "
             f"{source.classes} classes; give the model's last layer {source.classes} outputs"
         )
-

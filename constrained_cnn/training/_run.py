@@ -1,5 +1,6 @@
 """One call of ``Trainer.fit``: the state that moves from epoch to epoch."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from constrained_cnn.errors import CheckpointError, InvalidInputError, NonFiniteLossError
+from constrained_cnn.training._batch_norm import measure_batch_norm
 from constrained_cnn.training._checkpoint import (
     FILE_NAME,
     check_same_config,
@@ -68,6 +70,11 @@ class Run:
             self.optimizer = config.make_optimizer(plan.model.parameters())
         else:
             self.optimizer = plan.make_optimizer(plan.model)
+            if not isinstance(self.optimizer, Optimizer) or isinstance(self.optimizer, LBFGS):
+                raise InvalidInputError(
+                    f"optimizer: made {type(self.optimizer).__name__}; must make a torch optimizer "
+                    "whose step takes a single gradient, so not LBFGS"
+                )
         self.average: AveragedModel | None = None
         if config.weight_averaging is not None:
             decay = get_ema_multi_avg_fn(config.weight_averaging)
@@ -91,8 +98,6 @@ class Run:
                     self.save()
         self.plan.model.eval()
         finished = len(self.rows) == epochs
-        if finished and self.average is not None:
-            self.plan.model.load_state_dict(self.average.module.state_dict())
         return History(tuple(self.rows), "finished" if finished else "interrupted")
 
     def _epoch(self, epoch: int, guard: InterruptGuard, shown: EpochProgress) -> EpochRow | None:
@@ -118,6 +123,8 @@ class Run:
             )
         self._check_finite(tally, epoch)
         trained = tally.read()
+        if epoch == self.plan.config.epochs:
+            self._finish()
         judged = self._validate()
         return EpochRow(
             epoch=epoch,
@@ -134,6 +141,16 @@ class Run:
             return None
         model = self.plan.model if self.average is None else self.average.module
         return evaluate(model, self.plan.loss, self.plan.validation)
+
+    def _finish(self) -> None:
+        """Make the model what the run gives: averaged weights, fresh batch-norm statistics."""
+        config, model = self.plan.config, self.plan.model
+        if self.average is not None:
+            model.load_state_dict(self.average.module.state_dict())
+            self.average = None
+        if config.precise_bn is not None:
+            batches = self.plan.train.training_batches(seed=config.seed, epoch=config.epochs)
+            measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
 
     def _check_finite(self, tally: Tally, epoch: int) -> None:
         step = tally.first_bad_step()
@@ -214,7 +231,7 @@ class Run:
         except ValueError as error:
             raise CheckpointError(f"{str(path)!r}: its optimizer does not fit: {error}") from error
         self.plan.model.load_state_dict(state["model"])
-        if self.average is not None:
+        if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         self.rows = [row_from_dict(row) for row in state["rows"]]
 

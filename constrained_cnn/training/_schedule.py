@@ -45,7 +45,8 @@ def rate_table(
     try:
         scheduler = make_scheduler(optimizer)
         if scheduler is None:
-            return [[float(g["lr"]) for g in before] for _ in range(epochs * steps_per_epoch)]
+            constant = [float(group["lr"]) for group in optimizer.param_groups]
+            return [constant] * (epochs * steps_per_epoch)
         with warnings.catch_warnings():
             # Stepping a schedule without its optimizer is the point here.
             warnings.simplefilter("ignore", UserWarning)
@@ -54,21 +55,30 @@ def rate_table(
                     scheduler.step()
                 rates.append([float(group["lr"]) for group in optimizer.param_groups])
                 _check_only_rate_moves(optimizer, before)
-    except ValueError as error:
-        if isinstance(error, InvalidInputError):
-            raise
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(f"the schedule fails at step {len(rates) + 1}: {error}") from error
     finally:
-        for group, original in zip(optimizer.param_groups, originals, strict=True):
+        for group, original, settings in zip(
+            optimizer.param_groups, originals, before, strict=True
+        ):
             group.clear()
             group.update(original)
+            for key, value in settings.items():
+                if isinstance(value, torch.Tensor):  # a rate that is a tensor was set in place
+                    group[key].copy_(value)
         # A schedule leaves a counting wrapper around the optimizer's step.
         vars(optimizer).pop("step", None)
     return rates
 
 
 def _settings(group: dict[str, object]) -> dict[str, object]:
-    return {key: copy.copy(value) for key, value in group.items() if key != "params"}
+    return {
+        key: value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+        for key, value in group.items()
+        if key != "params"
+    }
 
 
 def _check_only_rate_moves(optimizer: Optimizer, before: list[dict[str, object]]) -> None:

@@ -1,5 +1,6 @@
 """The Trainer: the way in to training, evaluation and prediction."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -160,7 +161,10 @@ class Trainer:
             data = [(part, part) for part in parts]
         source = self._source(model, data, "data")
         with evaluating(model), torch.no_grad():
-            return torch.cat([model(inputs).cpu() for inputs, _ in source.batches()])
+            outputs = [model(inputs).cpu() for inputs, _ in source.batches()]
+        if not outputs:
+            raise InvalidInputError("data: gave no batches")
+        return torch.cat(outputs)
 
     def _source(self, model: nn.Module, data: Data, name: str) -> Source:
         """Return ``data`` as batches on the device, where the model is put as well."""
@@ -175,7 +179,10 @@ class Trainer:
         )
         model.to(self.device)
         if self.config.channels_last:
-            model.to(memory_format=torch.channels_last)
+            # Not model.to(memory_format=...), which refuses the 5-D weights of a Conv3d.
+            for tensor in itertools.chain(model.parameters(), model.buffers()):
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         return source
 
     def _fitting_source(self, model: nn.Module, data: Data, name: str) -> Source:

@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import source_way, step_time
+from constrained_cnn import data, models
+from constrained_cnn.data import Augmentation, ImageSet
+from constrained_cnn.errors import DataError
+from constrained_cnn.training import TrainConfig
+
+CPU = torch.device("cpu")
+
+
+def fake_images(count: int, channels: int = 1) -> ImageSet:
+    pixels = torch.randint(0, 256, (count, channels, 28, 28), dtype=torch.uint8)
+    return ImageSet.from_arrays(pixels, torch.arange(count) % 10)
+
+
+def weights_after(way: step_time.Way, name: str, images: ImageSet) -> Tensor:
+    """Return all weights of a network without dropout after three steps on the whole set."""
+    config = TrainConfig(epochs=3, batch_size=len(images), learning_rate=0.02)
+    torch.manual_seed(1)
+    model = models.create_model(name)
+    for part in model.modules():
+        if isinstance(part, nn.Dropout | nn.Dropout2d):
+            part.p = 0.0
+    assert len(way(model, images, config, CPU)) == 3
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize("model", models.list_models())
+def test_every_way_moves_the_weights_alike(model: str) -> None:
+    # One batch is the whole set, so that the order, which each way draws for itself, is no matter.
+    images = fake_images(30)
+    torch.manual_seed(1)
+    before = nn.utils.parameters_to_vector(models.create_model(model).parameters())
+    after = {name: weights_after(way, model, images) for name, way in step_time.WAYS.items()}
+    moved = (after["Trainer"] - before).norm()
+    assert moved > 0.01
+    for name, weights in after.items():
+        assert (weights - after["Trainer"]).norm() < 1e-3 * moved, name
+
+
+def test_pictures_are_the_normalised_images() -> None:
+    images = fake_images(4)
+    pictures = source_way.Pictures(images)
+    inputs = torch.stack([pictures[index][0] for index in range(4)])
+    torch.testing.assert_close(inputs, images.normalised(images.images))
+    assert [pictures[index][1] for index in range(4)] == images.labels.tolist()
+
+
+@pytest.mark.parametrize("fill", [0.0, 200.0])
+def test_pictures_are_rotated_and_filled(fill: float) -> None:
+    # Nothing but fill can come into a uniform picture, and only from its corners.
+    uniform = ImageSet(
+        torch.full((1, 1, 28, 28), 100, dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.int64),
+        (0.0,),
+        (1.0,),
+        ("only",),
+        "uniform",
+    )
+    how = Augmentation(rotation=45, interpolation="nearest", fill=fill)
+    pictures = source_way.Pictures(uniform.augmented(how))
+    values = torch.stack([pictures[0][0] for _ in range(5)]) * 255
+    assert set(values.round().unique().tolist()) == {fill, 100.0}
+    assert (values[:, 0, 10:18, 10:18].round() == 100).all()
+
+
+def test_pictures_refuse_colour() -> None:
+    with pytest.raises(DataError, match="must have one channel"):
+        source_way.Pictures(fake_images(2, channels=3))
+
+
+def test_images_are_digits_repeated_where_there_is_no_mnist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONSTRAINED_CNN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    digits, _ = data.load_digits()
+    images = step_time.load_images(None, len(digits) + 3)
+    assert images.name == "digits"
+    assert torch.equal(images.images[-3:], digits.images[:3])
+
+
+def test_the_table_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step_time, "load_images", lambda root, count: fake_images(count))
+    out = tmp_path / "step_time.json"
+    words = ["--device", "cpu", "--steps", "2", "--repeats", "2", "--out", str(out)]
+    assert step_time.main(words) == 0
+    shown = capsys.readouterr()
+    assert "Not measured on CUDA" in shown.out
+    assert "No MNIST" in shown.out
+    assert shown.err == ""
+    content = json.loads(out.read_text())
+    assert content["command"].startswith("python -m benchmarks.step_time --device cpu")
+    assert (content["steps"], content["repeats"], content["batch_size"]) == (2, 2, 128)
+    for model in models.list_models():
+        assert model in shown.out
+        rows = [row for row in content["timings"] if row["model"] == model]
+        assert [row["way"] for row in rows] == list(step_time.WAYS)
+        for row in rows:
+            low, high = sorted(row["milliseconds"])
+            assert 0 < low <= row["median"] <= high
+    assert all(row["ratio"] == 1 for row in content["timings"] if row["way"] == "Trainer")
+
+
+def test_a_wrong_option_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert step_time.main(["--steps", "0"]) == 2
+    assert "steps=0: must be an integer of at least 1" in capsys.readouterr().err
