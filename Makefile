@@ -19,7 +19,7 @@ DEV := $(BIN)/.installed-dev
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-mnist: $(CORE) ## Train the reference network on MNIST and check its rules.
+mnist: $(CORE) ## Train the reference network on MNIST; keep record, weights, pictures.
 	$(BIN)/constrained-cnn train mnist-12k $(ARGS)
 
 test: $(DEV) ## Run the tests, without the slow ones and those for a GPU.
@@ -41,10 +41,11 @@ lint: $(DEV) ## Check style, types and import contracts.
 bench: $(DEV) ## Time a training step beside its rivals.
 	$(BIN)/python -m benchmarks.step_time $(ARGS)
 
-gpu: $(DEV) ## On a machine with a GPU: its tests, the timings, and a study over ten seeds.
+gpu: $(DEV) ## On a machine with a GPU: its tests, the timings, and 16 seeds of each network.
 	$(BIN)/python -m pytest -q -m gpu --timeout 3600
 	$(BIN)/python -m benchmarks.step_time --device cuda
-	$(BIN)/constrained-cnn train mnist-12k --seeds 0-9 --device cuda $(ARGS)
+	$(BIN)/constrained-cnn train mnist-12k --data mnist --seeds 0-15 --device cuda
+	$(BIN)/constrained-cnn train mnist-12k-source --data mnist --seeds 0-15 --device cuda
 
 wheel: $(DEV) ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

@@ -299,8 +299,10 @@ TAIL_ERRORS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"order": "conv-bn-rel-drop"},
-        "order='conv-bn-rel-drop': must be one of 'conv-relu-bn-drop', 'conv-bn-relu-drop'; "
-        "did you mean 'conv-bn-relu-drop'?",
+        (
+            "order='conv-bn-rel-drop': must be one of 'conv-relu-bn-drop', 'conv-bn-relu-drop'; "
+            "did you mean 'conv-bn-relu-drop'?"
+        ),
     ),
     (
         {"drop": "chanel"},

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from constrained_cnn.errors import CheckpointError, check_choice
+from constrained_cnn.errors import CheckpointError, InvalidInputError, check_choice
 from constrained_cnn.record import RunRecord, write_atomically
 
 
@@ -46,10 +46,15 @@ class Weights:
         """Fill ``model`` with these weights.
 
         Raises:
-            CheckpointError: If the file is damaged, or the model is another.
+            CheckpointError: If the file is missing or damaged, or the model is another.
         """
         file = _file(self, "safetensors")
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"{file.name}: cannot be read ({error.strerror}); install the package again"
+            ) from error
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise CheckpointError(
                 f"{file.name}: does not match its checksum; install the package again"
@@ -77,7 +82,13 @@ def get_weights(model: str, name: str) -> Weights:
         >>> get_weights("mnist_12k", "mnist").classes[:3]
         ('0', '1', '2')
     """
-    check_choice(f"weights of {model}", name, list_weights(model))
+    names = list_weights(model)
+    if not names:
+        raise InvalidInputError(
+            f"weights={name!r}: none come with the package for {model!r}; "
+            "use weights=None and train it"
+        )
+    check_choice(f"weights of {model}", name, names)
     return next(found for found in _SHIPPED if (found.model, found.name) == (model, name))
 
 
@@ -134,7 +145,7 @@ def _fill(model: nn.Module, content: bytes, name: str) -> None:
     # torch copies what fits before it says what does not, so everything is compared first.
     wanted = {key: tuple(part.shape) for key, part in model.state_dict().items()}
     found = {key: tuple(part.shape) for key, part in tensors.items()}
-    for key in [*wanted, *found]:
+    for key in [*wanted, *sorted(found)]:
         if wanted.get(key) != found.get(key):
             raise CheckpointError(
                 f"weights {name!r} belong to another model: {key!r} is "

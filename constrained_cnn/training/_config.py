@@ -60,7 +60,8 @@ class TrainConfig:
             anew, without dropout, after the last step; no weight changes. It pays where dropout
             stands before a batch norm. None keeps the running statistics.
         channels_last: Whether images are laid out with the channels innermost, which most
-            convolutions run faster on. It changes no result but by rounding.
+            convolutions run faster on. It changes no result but by rounding, and which elements
+            dropout drops, as it draws in the order of memory.
         seed: Seed of order, augmentation and dropout.
 
     Raises:

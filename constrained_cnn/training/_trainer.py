@@ -182,7 +182,7 @@ class Trainer:
             # Not model.to(memory_format=...), which refuses the 5-D weights of a Conv3d.
             for tensor in itertools.chain(model.parameters(), model.buffers()):
                 if tensor.ndim == 4:
-                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
         return source
 
     def _fitting_source(self, model: nn.Module, data: Data, name: str) -> Source:

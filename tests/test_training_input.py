@@ -1,0 +1,193 @@
+"""What goes into a Trainer: devices, callables, sets and iterables; what is said of wrong ones."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from constrained_cnn import ImageSet, TrainConfig, Trainer
+from constrained_cnn.errors import InvalidInputError
+
+Batch = tuple[Tensor, Tensor]
+
+CONSTANT = TrainConfig(epochs=2, batch_size=4, learning_rate=0.01, schedule="constant")
+ONE_CYCLE = TrainConfig(epochs=2, batch_size=4, learning_rate=0.01)
+
+
+def make_set(count: int = 12, side: int = 8, classes: int = 4) -> ImageSet:
+    images = torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8)
+    return ImageSet.from_arrays(images, torch.arange(count) % classes)
+
+
+def make_net(classes: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, classes))
+
+
+def make_batches(count: int = 6) -> list[Batch]:
+    return [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])) for _ in range(count)]
+
+
+def make_trainer(config: TrainConfig = CONSTANT, **options: Any) -> Trainer:
+    return Trainer(config, device="cpu", progress=False, **options)
+
+
+class Stream:
+    """Batches without a length, anew for every epoch."""
+
+    def __init__(self, count: int = 6) -> None:
+        self.batches = make_batches(count)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class Claims(Stream):
+    """Batches whose number is not the length they claim."""
+
+    def __init__(self, count: int, claimed: int) -> None:
+        super().__init__(count)
+        self.claimed = claimed
+
+    def __len__(self) -> int:
+        return self.claimed
+
+
+def test_an_iterable_without_length_trains_at_a_constant_rate() -> None:
+    stream = Stream()
+    first, second = make_net(), make_net()
+    second.load_state_dict(first.state_dict())
+    history = make_trainer().fit(first, stream, stream)
+    make_trainer().fit(second, stream.batches)  # the same batches with a length
+    assert len(history) == 2
+    assert history[-1].validation_accuracy is not None
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+
+
+def test_an_iterable_without_length_cannot_have_a_schedule() -> None:
+    model = make_net()
+    before = model[2].weight.clone()  # type: ignore[index]
+    with pytest.raises(InvalidInputError, match=r"no len.*give it a __len__, or use schedule"):
+        make_trainer(ONE_CYCLE).fit(model, Stream())
+    assert torch.equal(model[2].weight, before)  # type: ignore[index]
+
+
+def test_a_generator_lasts_one_epoch_and_the_error_says_so() -> None:
+    with pytest.raises(InvalidInputError, match=r"no batches in epoch 2.*not a generator"):
+        make_trainer().fit(make_net(), (batch for batch in make_batches()))
+
+
+def test_a_generator_for_validation_lasts_one_epoch() -> None:
+    with pytest.raises(InvalidInputError, match="validation: gave no batches"):
+        make_trainer().fit(make_net(), make_batches(), (batch for batch in make_batches()))
+
+
+def test_more_batches_than_the_length_says() -> None:
+    with pytest.raises(InvalidInputError, match="its len is 5, and it gave more batches"):
+        make_trainer(ONE_CYCLE).fit(make_net(), Claims(6, claimed=5))
+
+
+def test_a_data_set_of_torch_goes_in_through_a_loader() -> None:
+    torch_set = TensorDataset(torch.randn(8, 1, 8, 8), torch.arange(8) % 4)
+    with pytest.raises(InvalidInputError, match="train=TensorDataset: must be an ImageSet or"):
+        make_trainer().fit(make_net(), torch_set)  # type: ignore[arg-type]
+    assert len(make_trainer().fit(make_net(), DataLoader(torch_set, 4, drop_last=True))) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "train: holds no batches"),
+        (torch.zeros(4, 1, 8, 8), "train=Tensor: must be an ImageSet"),
+        ({"inputs": 1}, "train=dict"),
+        ("mnist", "train=str"),
+        (7, "train=int"),
+        ([torch.zeros(4, 1, 8, 8)], "must be a pair (inputs, targets), got Tensor"),
+        ([(torch.zeros(4), torch.zeros(4), torch.zeros(4))], "must be a pair (inputs, targets)"),
+        ([([1.0, 2.0], [0, 1])], "must be tensors, got list and list"),
+        ([(torch.zeros(4, 1, 8, 8), torch.zeros(3).long())], "a batch of 4 inputs and 3 targets"),
+        ([(torch.zeros(0, 1, 8, 8), torch.zeros(0).long())], "a batch of 0 inputs and 0 targets"),
+    ],
+)
+def test_data_it_cannot_read(data: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        make_trainer().fit(make_net(), data)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "data"])
+def test_a_set_that_does_not_fit_the_model_is_named(part: str) -> None:
+    trainer, model, good, wide = make_trainer(), make_net(), make_set(), make_set(side=9)
+    calls = {
+        "train": lambda: trainer.fit(model, wide),
+        "validation": lambda: trainer.fit(model, good, wide),
+        "data": lambda: trainer.evaluate(model, wide),
+    }
+    with pytest.raises(InvalidInputError, match=rf"images of {part}, of shape \(1, 9, 9\)"):
+        calls[part]()
+
+
+def test_outputs_must_be_as_many_as_classes() -> None:
+    with pytest.raises(InvalidInputError, match="last layer 4 outputs"):
+        make_trainer().fit(make_net(classes=3), make_set())
+    with pytest.raises(InvalidInputError, match=r"outputs of shape \(2, 6, 6\)"):
+        make_trainer().fit(nn.Conv2d(1, 2, 3), make_set())
+
+
+def test_a_loss_of_ones_own_may_want_other_outputs() -> None:
+    trainer = make_trainer(loss=lambda outputs, targets: outputs.square().mean())
+    assert len(trainer.fit(make_net(classes=3), make_set())) == 2
+
+
+def test_nothing_is_trained_when_the_model_does_not_fit() -> None:
+    model = make_net(classes=3)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InvalidInputError):
+        make_trainer().fit(model, make_set())
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "SGD"}, "must be callable; a torch name goes into the TrainConfig"),
+        ({"loss": 3}, "loss=3: must be callable"),
+        ({"device": "gpu"}, "device='gpu'"),
+        ({"device": "meta"}, "only 'cpu', 'cuda' and 'mps'"),
+        ({"device": None}, "device=None"),
+        ({"device": "cuda:99"}, "device='cuda:99'"),
+        pytest.param(
+            {"device": "cuda"},
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_what_the_trainer_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Trainer(TrainConfig(), **options)
+    assert message in str(caught.value)
+
+
+def test_a_configuration_must_be_one() -> None:
+    with pytest.raises(InvalidInputError, match="must be a TrainConfig"):
+        Trainer({"epochs": 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda model: None, lambda model: torch.optim.LBFGS(model.parameters())],
+)
+def test_an_optimizer_it_cannot_step(make: Any) -> None:
+    with pytest.raises(InvalidInputError, match="single gradient"):
+        make_trainer(CONSTANT, optimizer=make).fit(make_net(), make_set())
+
+
+def test_a_model_must_be_one() -> None:
+    with pytest.raises(InvalidInputError, match="model=function: must be a torch"):
+        make_trainer().fit(make_net, make_set())  # type: ignore[arg-type]

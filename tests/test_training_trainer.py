@@ -1,0 +1,393 @@
+"""Trainer.fit beside a training loop written by hand in plain torch: the same bits come out."""
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.utils.data import DataLoader, Dataset
+
+from constrained_cnn import ImageSet, TrainConfig, Trainer
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+State = dict[str, Tensor]
+
+
+def make_set(count: int = 50, seed: int = 0) -> ImageSet:
+    """Random 8x8 images of four classes, with a square whose place tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(count) % 4
+    for index, label in enumerate(labels.tolist()):
+        row, column = divmod(label, 2)
+        images[index, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 100
+    return ImageSet.from_arrays(images, labels)
+
+
+def make_net(p_drop: float = 0.2, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(p_drop),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+
+
+def make_trainer(config: TrainConfig, **options: Any) -> Trainer:
+    return Trainer(config, device="cpu", progress=False, **options)
+
+
+def copied(model: nn.Module) -> State:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_bits(first: State, second: State) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def assert_close(first: State, second: State) -> None:
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+
+
+def seed_of(seed: int, epoch: int) -> int:
+    return int(
+        np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
+
+
+def raw_loop(
+    model: nn.Module,
+    batches_of: Callable[[int], Batches],
+    optimizer: Optimizer,
+    scheduler: Any,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    *,
+    epochs: int,
+    seed: int = 0,
+    clip: float | None = None,
+    decay: float | None = None,
+) -> tuple[list[tuple[float, float]], State]:
+    """What a person would write. Returns (loss, accuracy) per epoch, and the averaged state."""
+    model.to(memory_format=torch.channels_last)
+    figures = []
+    average: State = {}
+    for epoch in range(1, epochs + 1):
+        torch.manual_seed(seed_of(seed, epoch))
+        model.train()
+        total, right, samples = 0.0, 0, 0
+        for inputs, targets in batches_of(epoch):
+            optimizer.zero_grad()
+            outputs = model(inputs)
+            loss = loss_of(outputs, targets)
+            loss.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            scheduler.step()
+            total += loss.item() * len(inputs)
+            right += int((outputs.argmax(1) == targets).sum()) if outputs.ndim == 2 else 0
+            samples += len(inputs)
+            if decay is not None:
+                for name, value in copied(model).items():
+                    old = average.get(name, value)
+                    average[name] = decay * old + (1 - decay) * value
+        figures.append((total / samples, 100 * right / samples))
+    return figures, average
+
+
+def one_cycle(optimizer: Optimizer, rate: float, steps: int) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.3, cycle_momentum=False
+    )
+
+
+CONFIG = TrainConfig(
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.1,
+    schedule_options={"pct_start": 0.3, "cycle_momentum": False},
+    seed=5,
+)
+
+
+def raw_image_run(train: ImageSet, **options: Any) -> tuple[nn.Module, Any, State]:
+    model = make_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+
+    def batches_of(epoch: int) -> Batches:
+        return train.training_batches(16, seed=5, epoch=epoch, memory_format=torch.channels_last)
+
+    scheduler = one_cycle(optimizer, 0.1, 3 * train.steps(16))
+    loss = nn.CrossEntropyLoss()
+    found = raw_loop(model, batches_of, optimizer, scheduler, loss, epochs=3, seed=5, **options)
+    return model, *found
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_fit_is_the_loop_one_would_write(augmented: bool) -> None:
+    train = make_set().augmented(rotation=10.0, shift=0.1) if augmented else make_set()
+    expected, figures, _ = raw_image_run(train)
+    model = make_net()
+    history = make_trainer(CONFIG).fit(model, train)
+    assert_same_bits(model.state_dict(), expected.state_dict())
+    assert [row.epoch for row in history] == [1, 2, 3]
+    for row, (loss, accuracy) in zip(history, figures, strict=True):
+        assert row.train_loss == pytest.approx(loss, rel=1e-6)
+        assert row.train_accuracy == pytest.approx(accuracy)
+        assert (row.validation_loss, row.validation_accuracy) == (None, None)
+        assert row.seconds > 0
+    assert history.status == "finished"
+
+
+def test_the_gradient_is_clipped_as_torch_does() -> None:
+    train = make_set()
+    expected, _, _ = raw_image_run(train, clip=0.05)
+    unclipped, _, _ = raw_image_run(train)
+    model = make_net()
+    config = TrainConfig.from_dict(CONFIG.to_dict() | {"clip_gradient": 0.05})
+    make_trainer(config).fit(model, train)
+    assert_same_bits(model.state_dict(), expected.state_dict())
+    assert not torch.equal(model[0].weight, unclipped[0].weight)  # type: ignore[index]
+
+
+def test_averaged_weights_are_an_average_written_by_hand() -> None:
+    train, held_out = make_set(), make_set(30, seed=1)
+    last, _, average = raw_image_run(train, decay=0.8)
+    model = make_net()
+    trainer = make_trainer(TrainConfig.from_dict(CONFIG.to_dict() | {"weight_averaging": 0.8}))
+    history = trainer.fit(model, train, held_out)
+    found = copied(model)
+    del found["1.num_batches_tracked"], average["1.num_batches_tracked"]
+    assert_close(found, average)
+    assert not torch.allclose(found["0.weight"], last.state_dict()["0.weight"], atol=1e-3)
+    # What is judged after an epoch is what the run would give.
+    judged = trainer.evaluate(model, held_out)
+    assert history[-1].validation_loss == pytest.approx(judged.loss)
+    assert history[-1].validation_accuracy == judged.accuracy
+
+
+def test_a_run_reproduces_and_another_seed_differs() -> None:
+    states, histories = [], []
+    for seed in (5, 5, 6):
+        model = make_net()
+        torch.manual_seed(seed * 1000)  # what the caller drew before makes no difference
+        config = TrainConfig.from_dict(CONFIG.to_dict() | {"seed": seed})
+        history = make_trainer(config).fit(model, make_set(), make_set(20, seed=1))
+        states.append(copied(model))
+        histories.append([{**row, "seconds": 0} for row in history.to_dicts()])
+    assert_same_bits(states[0], states[1])
+    assert histories[0] == histories[1]
+    assert not torch.equal(states[0]["0.weight"], states[2]["0.weight"])
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    model, train = make_net(), make_set().augmented(rotation=5)
+    trainer = make_trainer(CONFIG)
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+    trainer.fit(model, train)
+    trainer.evaluate(model, train)
+    trainer.predict(model, train)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    np.testing.assert_equal(np.random.get_state(), before[2])  # noqa: NPY002
+
+
+def test_modes_during_and_after() -> None:
+    model, modes = make_net(), []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        modes.append((torch.is_grad_enabled(), model.training, model[3].training))  # type: ignore[index]
+        return nn.functional.cross_entropy(outputs, targets)
+
+    config = TrainConfig(epochs=2, batch_size=25, schedule="constant", learning_rate=0.01)
+    model.eval()
+    make_trainer(config, loss=loss).fit(model, make_set(50), make_set(20))
+    assert modes == [(True,) * 3, (True,) * 3, (False,) * 3] * 2
+    assert not model.training
+
+
+def test_layout_changes_nothing_but_rounding() -> None:
+    states = []
+    for layout in (True, False):
+        model = make_net(p_drop=0.0)  # dropout draws in the order of memory
+        config = TrainConfig.from_dict(CONFIG.to_dict() | {"channels_last": layout})
+        make_trainer(config).fit(model, make_set())
+        states.append(copied(model))
+    assert_close(states[0], states[1])
+
+
+class Squares(Dataset[tuple[Tensor, int]]):
+    """A data set as a person writes one."""
+
+    def __init__(self, count: int = 30) -> None:
+        self.images = make_set(count)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images.images[index].float() / 255, int(self.images.labels[index])
+
+
+class TwoConvolutions(nn.Module):
+    """A network as a person writes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = nn.functional.dropout(x, 0.1, self.training)
+        return self.second(x).mean((2, 3))
+
+
+def test_a_shuffling_data_loader_and_a_network_of_ones_own() -> None:
+    def pieces() -> tuple[nn.Module, DataLoader[Any]]:
+        torch.manual_seed(0)
+        return TwoConvolutions(), DataLoader(Squares(), 8, shuffle=True, num_workers=0)
+
+    expected, loader = pieces()
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=0.01)
+    scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+    def batches_of(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, targets in loader:
+            yield inputs.contiguous(memory_format=torch.channels_last), targets
+
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    figures, _ = raw_loop(expected, batches_of, optimizer, scheduler, loss, epochs=3)
+
+    config = TrainConfig(
+        epochs=3,
+        learning_rate=0.01,
+        optimizer="AdamW",
+        schedule="ExponentialLR",
+        schedule_options={"gamma": 0.9},
+        loss_options={"label_smoothing": 0.1},
+    )
+    model, loader = pieces()
+    history = make_trainer(config).fit(model, loader)
+    assert_same_bits(model.state_dict(), expected.state_dict())
+    assert [row.train_accuracy for row in history] == pytest.approx([a for _, a in figures])
+
+
+def test_an_optimizer_with_groups_a_schedule_and_a_loss_of_ones_own() -> None:
+    def make_optimizer(model: nn.Module) -> Optimizer:
+        weights = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim == 1]
+        groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "lr": 0.3}]
+        return torch.optim.SGD(groups, lr=0.05)
+
+    def make_scheduler(optimizer: Optimizer) -> lr_scheduler.LRScheduler:
+        return lr_scheduler.LambdaLR(optimizer, [lambda s: 1 / (1 + s), lambda s: 0.8**s])
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - nn.functional.one_hot(targets, 4)).square().mean()
+
+    train, expected = make_set(), make_net()
+    optimizer = make_optimizer(expected)
+    raw_loop(
+        expected,
+        lambda epoch: train.training_batches(
+            16, seed=0, epoch=epoch, memory_format=torch.channels_last
+        ),
+        optimizer,
+        make_scheduler(optimizer),
+        loss,
+        epochs=2,
+    )
+    model = make_net()
+    trainer = make_trainer(
+        TrainConfig(epochs=2, batch_size=16),
+        optimizer=make_optimizer,
+        scheduler=make_scheduler,
+        loss=loss,
+    )
+    history = trainer.fit(model, train)
+    assert_same_bits(model.state_dict(), expected.state_dict())
+    # The first group's rate at the first step of each epoch.
+    assert [row.learning_rate for row in history] == pytest.approx([0.05, 0.05 / 5])
+
+
+def test_regression_has_a_loss_and_no_accuracy() -> None:
+    x = torch.linspace(-1, 1, 40).reshape(40, 1)
+    batches = [(x[i : i + 8], 3 * x[i : i + 8] - 1) for i in range(0, 40, 8)]
+    model = nn.Linear(1, 1)
+    config = TrainConfig(epochs=40, schedule="constant", learning_rate=0.05)
+    trainer = make_trainer(config, loss=nn.HuberLoss())
+    history = trainer.fit(model, batches, batches)
+    assert model.weight.item() == pytest.approx(3, abs=1e-2)
+    assert model.bias.item() == pytest.approx(-1, abs=1e-2)
+    assert history[-1].train_accuracy is None
+    assert history[-1].validation_accuracy is None
+    assert trainer.evaluate(model, batches).errors is None
+
+
+def test_three_dimensional_convolutions_train_with_the_default_layout() -> None:
+    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 2))
+    batches = [(torch.randn(3, 1, 4, 4, 4), torch.tensor([0, 1, 0]))] * 3
+    history = make_trainer(TrainConfig(epochs=2, schedule="constant")).fit(model, batches)
+    assert len(history) == 2
+
+
+def test_frozen_weights_stay() -> None:
+    model = make_net()
+    model[0].requires_grad_(False)  # type: ignore[index]
+    before = copied(model)
+    make_trainer(CONFIG).fit(model, make_set())
+    assert torch.equal(model.state_dict()["0.weight"], before["0.weight"])
+    assert not torch.equal(model.state_dict()["6.weight"], before["6.weight"])
+
+
+def test_precise_batch_norm_is_the_average_over_batches_without_dropout() -> None:
+    train = make_set()
+    config = CONFIG.to_dict() | {"precise_bn": 2}
+    plain, model = make_net(), make_net()
+    make_trainer(CONFIG).fit(plain, train)
+    history = make_trainer(TrainConfig.from_dict(config)).fit(model, train, train)
+    means, variances = [], []
+    convolution = model[0]  # type: ignore[index]
+    for index, (inputs, _) in enumerate(train.training_batches(16, seed=5, epoch=3)):
+        if index < 2:
+            cells = convolution(inputs).detach().transpose(0, 1).flatten(1)
+            means.append(cells.mean(1))
+            variances.append(cells.var(1))
+    found, unmeasured = model.state_dict(), plain.state_dict()
+    torch.testing.assert_close(found["1.running_mean"], torch.stack(means).mean(0))
+    torch.testing.assert_close(found["1.running_var"], torch.stack(variances).mean(0))
+    for name in ("0.weight", "1.weight", "6.weight", "6.bias"):
+        assert torch.equal(found[name], unmeasured[name])
+    judged = make_trainer(CONFIG).evaluate(model, train)
+    assert history[-1].validation_loss == pytest.approx(judged.loss)
+
+
+def test_fit_works_outside_the_main_thread() -> None:
+    expected, model = make_net(), make_net()
+    make_trainer(CONFIG).fit(expected, make_set())
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            make_trainer(CONFIG).fit(model, make_set())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test shall show it
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert_same_bits(model.state_dict(), expected.state_dict())
