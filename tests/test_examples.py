@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,16 +17,17 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist_12k.py"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The example, imported, with what it registers forgotten afterwards."""
     monkeypatch.setattr(_registry, "_BUILDERS", dict(_registry._BUILDERS))
     monkeypatch.setattr(_recipe, "_RECIPES", dict(_recipe._RECIPES))
     spec = importlib.util.spec_from_file_location("example_mnist_12k", EXAMPLE)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    yield module
+    return module
 
 
 def test_same_network_from_the_same_seed(example: ModuleType) -> None:

@@ -1,6 +1,6 @@
 """What goes into a Trainer: devices, callables, sets and iterables; what is said of wrong ones."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -121,7 +121,7 @@ def test_data_it_cannot_read(data: Any, message: str) -> None:
 @pytest.mark.parametrize("part", ["train", "validation", "data"])
 def test_a_set_that_does_not_fit_the_model_is_named(part: str) -> None:
     trainer, model, good, wide = make_trainer(), make_net(), make_set(), make_set(side=9)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "train": lambda: trainer.fit(model, wide),
         "validation": lambda: trainer.fit(model, good, wide),
         "data": lambda: trainer.evaluate(model, wide),
