@@ -1,6 +1,9 @@
 """ImageSet: what it accepts, its splits and its batches."""
 
 import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from constrained_cnn.data import Augmentation, ImageSet, _image_set, augment
 from constrained_cnn.errors import DataError, InvalidInputError
 
 
-def make_set(count, *, classes=3, shape=(1, 5, 4), seed=0):
+def make_set(
+    count: int, *, classes: int = 3, shape: tuple[int, int, int] = (1, 5, 4), seed: int = 0
+) -> ImageSet:
     """A set whose image i holds i in its first two pixels, so that any batch tells its samples."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -24,7 +30,7 @@ def make_set(count, *, classes=3, shape=(1, 5, 4), seed=0):
     return ImageSet.from_arrays(images, labels, classes=names, mean=zeros, std=ones)
 
 
-def samples_of(batches):
+def samples_of(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[int], list[int]]:
     """Return the sample numbers and labels of batches made by :func:`make_set`, in order."""
     inputs, labels = zip(*batches, strict=True)
     pixels = (torch.cat(inputs) * 255).round().long()
@@ -34,7 +40,7 @@ def samples_of(batches):
 # Making a set
 
 
-def test_float_pixels_are_rounded_and_statistics_exact():
+def test_float_pixels_are_rounded_and_statistics_exact() -> None:
     images = np.random.default_rng(0).random((20, 3, 6, 5))
     data = ImageSet.from_arrays(images, np.arange(20) % 4)
     rounded = np.round(images.astype(np.float64) * 255)
@@ -49,7 +55,7 @@ def test_float_pixels_are_rounded_and_statistics_exact():
     assert float(normal.std(unbiased=False)) == pytest.approx(1)
 
 
-def test_the_set_keeps_its_own_copy():
+def test_the_set_keeps_its_own_copy() -> None:
     images, labels = np.eye(4, dtype=np.uint8)[None].copy(), np.zeros(1, dtype=np.int32)
     data = ImageSet.from_arrays(images, labels)
     tensors = torch.eye(4)[None], torch.zeros(1, dtype=torch.int64)
@@ -61,7 +67,7 @@ def test_the_set_keeps_its_own_copy():
     assert data.labels.tolist() == other.labels.tolist() == [0]
 
 
-def test_read_only_and_strided_arrays_are_read():
+def test_read_only_and_strided_arrays_are_read() -> None:
     images = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)[:, ::-1]
     images.flags.writeable = False
     data = ImageSet.from_arrays(images, [0, 1])
@@ -86,12 +92,14 @@ def test_read_only_and_strided_arrays_are_read():
         (np.zeros((2, 4, 4)), [0, 1], DataError, "deviation is 0"),
     ],
 )
-def test_unfit_arrays_are_errors(images, labels, error, message):
+def test_unfit_arrays_are_errors(
+    images: Any, labels: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         ImageSet.from_arrays(images, labels)
 
 
-def test_the_first_nan_image_is_named():
+def test_the_first_nan_image_is_named() -> None:
     images = np.random.default_rng(0).random((5, 4, 4), dtype=np.float32)
     images[3, 1, 1] = images[4, 0, 0] = np.nan
     with pytest.raises(DataError, match="image 3 holds nan, the first of 2"):
@@ -111,8 +119,10 @@ def test_the_first_nan_image_is_named():
         ({"classes": ()}, DataError, "0 classes"),
     ],
 )
-def test_unfit_fields_are_errors(changes, error, message):
-    fields = {
+def test_unfit_fields_are_errors(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    fields: dict[str, Any] = {
         "images": torch.zeros(4, 1, 2, 2, dtype=torch.uint8),
         "labels": torch.tensor([0, 1, 0, 1]),
         "mean": (0.5,),
@@ -124,7 +134,7 @@ def test_unfit_fields_are_errors(changes, error, message):
         ImageSet(**{**fields, **changes})
 
 
-def test_from_dataset_reads_pil_tensors_and_arrays_alike():
+def test_from_dataset_reads_pil_tensors_and_arrays_alike() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
     planes = pixels.transpose(0, 3, 1, 2)
     kinds = [
@@ -150,13 +160,13 @@ def test_from_dataset_reads_pil_tensors_and_arrays_alike():
         ([(Image.new("CMYK", (4, 4)), 0)], DataError, "image 0 has mode 'CMYK'"),
     ],
 )
-def test_unfit_datasets_are_errors(dataset, error, message):
+def test_unfit_datasets_are_errors(dataset: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ImageSet.from_dataset(dataset)
 
 
-def test_from_dataset_takes_names_from_the_dataset():
-    class Pets(list):
+def test_from_dataset_takes_names_from_the_dataset() -> None:
+    class Pets(list[Any]):
         classes = ("cat", "dog")
 
     data = ImageSet.from_dataset(Pets([(np.eye(4), 0)]))
@@ -165,7 +175,7 @@ def test_from_dataset_takes_names_from_the_dataset():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_from_folder(tmp_path, channels):
+def test_from_folder(tmp_path: Path, channels: int) -> None:
     for name, level in {"dog": 200, "cat": 100}.items():
         (tmp_path / name).mkdir()
         for index, suffix in enumerate(("png", "jpg", "bmp")):
@@ -183,7 +193,7 @@ def test_from_folder(tmp_path, channels):
     np.testing.assert_allclose(levels, [100] * 3 + [200] * 3, atol=8)
 
 
-def test_from_folder_names_what_is_wrong(tmp_path):
+def test_from_folder_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         ImageSet.from_folder(tmp_path / "none", size=(8, 8))
     with pytest.raises(DataError, match="no sub-folder"):
@@ -195,7 +205,7 @@ def test_from_folder_names_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match=r"broken\.png"):
         ImageSet.from_folder(tmp_path, size=(8, 8))
     with pytest.raises(InvalidInputError, match="size=28"):
-        ImageSet.from_folder(tmp_path, size=28)
+        ImageSet.from_folder(tmp_path, size=28)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="channels="):
         ImageSet.from_folder(tmp_path, size=(8, 8), channels=2)
 
@@ -203,7 +213,7 @@ def test_from_folder_names_what_is_wrong(tmp_path):
 # What it says of itself
 
 
-def test_checksum_tells_content_and_only_content():
+def test_checksum_tells_content_and_only_content() -> None:
     data = make_set(10)
     changed = data.images.clone()
     changed[9, 0, 4, 3] ^= 1
@@ -221,7 +231,7 @@ def test_checksum_tells_content_and_only_content():
     assert len(data.checksum) == 64
 
 
-def test_repr_and_augmented():
+def test_repr_and_augmented() -> None:
     data = make_set(7)
     assert repr(data) == "ImageSet('arrays', 7 x 1x5x4, 3 classes, cpu)"
     turned = data.augmented(rotation=5)
@@ -235,14 +245,14 @@ def test_repr_and_augmented():
     with pytest.raises(InvalidInputError, match="not both"):
         data.augmented(Augmentation(), rotation=5)
     with pytest.raises(InvalidInputError, match="must be an Augmentation"):
-        data.augmented(5)
+        data.augmented(5)  # type: ignore[arg-type]
 
 
 # Parts
 
 
 @pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
-def test_subset_by_numbers_and_mask(convert):
+def test_subset_by_numbers_and_mask(convert: Callable[[Any], Any]) -> None:
     data = make_set(6)
     assert data.subset(convert([4, 0, 4])).labels.tolist() == data.labels[[4, 0, 4]].tolist()
     mask = [False, True, False, False, True, False]
@@ -250,14 +260,14 @@ def test_subset_by_numbers_and_mask(convert):
 
 
 @pytest.mark.parametrize("indices", [[], [6], [-1], [[0]], [0.5], [True], [False] * 6])
-def test_unfit_subsets_are_errors(indices):
+def test_unfit_subsets_are_errors(indices: Any) -> None:
     with pytest.raises(InvalidInputError, match="indices"):
         make_set(6).subset(indices)
 
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_split_is_stratified_disjoint_complete_and_repeats(data):
+def test_split_is_stratified_disjoint_complete_and_repeats(data: st.DataObject) -> None:
     counts = data.draw(st.lists(st.integers(2, 40), min_size=2, max_size=5))
     labels = np.repeat(np.arange(len(counts)), counts)
     total, classes = len(labels), len(counts)
@@ -277,12 +287,12 @@ def test_split_is_stratified_disjoint_complete_and_repeats(data):
     assert whole.split(count, seed=seed)[1].checksum == held_out.checksum
 
 
-def test_another_seed_splits_otherwise_and_impossible_splits_are_errors():
+def test_another_seed_splits_otherwise_and_impossible_splits_are_errors() -> None:
     data = make_set(60)
     assert data.split(20, seed=0)[1].checksum != data.split(20, seed=1)[1].checksum
     for count in (0, 2, 58, 60, 2.5):
         with pytest.raises(InvalidInputError, match=f"count={count}"):
-            data.split(count, seed=0)
+            data.split(count, seed=0)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="seed=-1"):
         data.split(10, seed=-1)
     lone = ImageSet.from_arrays(np.eye(3)[None].repeat(5, 0), [0, 0, 1, 0, 0], classes=["a", "b"])
@@ -301,7 +311,9 @@ def test_another_seed_splits_otherwise_and_impossible_splits_are_errors():
     epoch=st.integers(0, 50),
     chunk=st.sampled_from([1, 500, 3000, 2**23]),
 )
-def test_an_epoch_gives_every_sample_once(count, batch_size, seed, epoch, chunk):
+def test_an_epoch_gives_every_sample_once(
+    count: int, batch_size: int, seed: int, epoch: int, chunk: int
+) -> None:
     data = make_set(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_image_set, "_CHUNK_VALUES", chunk)
@@ -314,10 +326,10 @@ def test_an_epoch_gives_every_sample_once(count, batch_size, seed, epoch, chunk)
     assert samples_of(data.batches(batch_size)) == (list(range(count)), data.labels.tolist())
 
 
-def test_order_is_a_pure_function_of_seed_and_epoch():
+def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
     data = make_set(200)
 
-    def order(seed, epoch):
+    def order(seed: int, epoch: int) -> list[int]:
         torch.rand(3)  # the global generator has no part in it
         return samples_of(data.training_batches(32, seed=seed, epoch=epoch))[0]
 
@@ -325,10 +337,11 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
     assert len({tuple(order(*words)) for words in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1)]}) == 5
 
 
-def test_augmented_batches_equal_each_sample_augmented_alone():
+def test_augmented_batches_equal_each_sample_augmented_alone() -> None:
     data = make_set(50, shape=(3, 8, 6)).augmented(
         rotation=20, shift=0.1, scale=0.1, interpolation="nearest", fill=9
     )
+    assert data.augmentation is not None
     drawn = data.augmentation.draw(50, seed=4, epoch=7)
     plain = samples_of(data.augmented(None).training_batches(16, seed=4, epoch=7))[0]
     inputs = torch.cat([x for x, _ in data.training_batches(16, seed=4, epoch=7)])
@@ -339,10 +352,12 @@ def test_augmented_batches_equal_each_sample_augmented_alone():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
-def test_chunks_and_batch_size_change_nothing(monkeypatch, interpolation):
+def test_chunks_and_batch_size_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, interpolation: str
+) -> None:
     data = make_set(130).augmented(rotation=30, interpolation=interpolation)
 
-    def epoch(batch_size):
+    def epoch(batch_size: int) -> Tensor:
         return torch.cat([x for x, _ in data.training_batches(batch_size, seed=0, epoch=3)])
 
     expected = epoch(128)
@@ -352,7 +367,7 @@ def test_chunks_and_batch_size_change_nothing(monkeypatch, interpolation):
             assert epoch(batch_size).equal(expected)
 
 
-def test_batches_in_order_are_never_augmented_and_epochs_differ():
+def test_batches_in_order_are_never_augmented_and_epochs_differ() -> None:
     data = make_set(64).augmented(rotation=30)
     torch.testing.assert_close(
         torch.cat([x for x, _ in data.batches(10)]), data.normalised(data.images)
@@ -367,7 +382,7 @@ def test_batches_in_order_are_never_augmented_and_epochs_differ():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_last_is_true_in_strides_too(channels):
+def test_channels_last_is_true_in_strides_too(channels: int) -> None:
     data = make_set(20, shape=(channels, 6, 5)).augmented(rotation=5)
     expected = list(data.training_batches(8, seed=0, epoch=0))
     got = data.training_batches(8, seed=0, epoch=0, memory_format=torch.channels_last)
@@ -377,7 +392,7 @@ def test_channels_last_is_true_in_strides_too(channels):
         assert wanted.is_contiguous()
 
 
-def test_normalised_is_the_formula_for_bytes_and_floats():
+def test_normalised_is_the_formula_for_bytes_and_floats() -> None:
     data = ImageSet(
         torch.randint(0, 256, (9, 3, 5, 5), dtype=torch.uint8),
         torch.zeros(9, dtype=torch.int64),
@@ -394,7 +409,7 @@ def test_normalised_is_the_formula_for_bytes_and_floats():
         np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
 
 
-def test_wrong_batch_arguments_are_errors_at_once():
+def test_wrong_batch_arguments_are_errors_at_once() -> None:
     data = make_set(5)
     for call in (data.batches, data.steps):
         with pytest.raises(InvalidInputError, match="batch_size=0"):
@@ -407,7 +422,7 @@ def test_wrong_batch_arguments_are_errors_at_once():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_same_epoch():
+def test_cuda_gives_the_same_epoch() -> None:
     data = make_set(300, shape=(1, 28, 28)).augmented(rotation=30, shift=0.1, scale=0.1, fill=3)
     on_device = data.to("cuda")
     assert on_device.device.type == "cuda"

@@ -8,15 +8,25 @@ import struct
 import time
 import urllib.error
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from numpy.typing import NDArray
 
 from constrained_cnn import data
-from constrained_cnn.data import DataFallbackWarning, MissingDataError, _download, _files, _loaders
+from constrained_cnn.data import (
+    DataFallbackWarning,
+    ImageSet,
+    MissingDataError,
+    _download,
+    _files,
+    _loaders,
+)
 from constrained_cnn.errors import DataError, InvalidInputError
 
 FILES = (
@@ -27,8 +37,10 @@ FILES = (
 )
 SIZES = {"train": 30, "t10k": 10}
 
+Pixels = dict[str, NDArray[np.uint8]]
 
-def idx_files():
+
+def idx_files() -> dict[str, bytes]:
     """The four files of a small MNIST, by name: 30 and 10 images of 28x28."""
     generator = np.random.default_rng(0)
     content = {}
@@ -42,21 +54,21 @@ def idx_files():
     return content
 
 
-def write(folder, content):
+def write(folder: Path, content: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in content.items():
         (folder / name).write_bytes(value)
 
 
 @pytest.fixture(autouse=True)
-def nothing_to_find(monkeypatch, tmp_path):
+def nothing_to_find(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty working folder and cache, and a download that fails at once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CONSTRAINED_CNN_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
 
-    def refuse(self):
+    def refuse(self: Any) -> None:
         raise urllib.error.URLError("the network is unreachable")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", refuse)
@@ -64,7 +76,7 @@ def nothing_to_find(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Take the small files of :func:`idx_files` for the whole of MNIST and Fashion-MNIST."""
     content = idx_files()
     md5 = tuple(hashlib.md5(content[name]).hexdigest() for name in FILES)
@@ -77,10 +89,12 @@ def small(monkeypatch):
     return content
 
 
-def download_of(content, calls=None):
+def download_of(
+    content: Mapping[str, bytes], calls: list[Path] | None = None
+) -> Callable[[Any], None]:
     """A download as torchvision does it, that brings these files."""
 
-    def download(self):
+    def download(self: Any) -> None:
         write(Path(self.raw_folder), content)
         if calls is not None:
             calls.append(Path(self.root))
@@ -91,7 +105,7 @@ def download_of(content, calls=None):
 # Real files
 
 
-def test_real_mnist(mnist_root):
+def test_real_mnist(mnist_root: Path) -> None:
     train, test = data.load_mnist(mnist_root, download=False)
     assert (len(train), len(test), train.name) == (60_000, 10_000, "mnist")
     assert train.shape == test.shape == (1, 28, 28)
@@ -107,7 +121,7 @@ def test_real_mnist(mnist_root):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_damaged_real_mnist(mnist_root, tmp_path, damage):
+def test_damaged_real_mnist(mnist_root: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "MNIST" / "raw"
     content = {name: (mnist_root / "MNIST" / "raw" / name).read_bytes() for name in FILES}
     labels = content[FILES[3]]
@@ -123,7 +137,9 @@ def test_damaged_real_mnist(mnist_root, tmp_path, damage):
 # Where they are looked for
 
 
-def test_search_order(small, tmp_path, monkeypatch):
+def test_search_order(
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places = {
         "argument": tmp_path / "argument",
         "environment": tmp_path / "environment",
@@ -131,13 +147,13 @@ def test_search_order(small, tmp_path, monkeypatch):
         "cache": tmp_path / "cache" / "constrained_cnn",
     }
     monkeypatch.setenv("CONSTRAINED_CNN_DATA", str(places["environment"]))
-    read = []
-    original = _loaders.check_files
-    monkeypatch.setattr(
-        _loaders,
-        "check_files",
-        lambda folder, *rest: read.append(folder) or original(folder, *rest),
-    )
+    read: list[Path] = []
+
+    def note_and_check(folder: Path, *rest: Any) -> None:
+        read.append(folder)
+        _files.check_files(folder, *rest)
+
+    monkeypatch.setattr(_loaders, "check_files", note_and_check)
     for place in reversed(places.values()):
         write(place / "MNIST" / "raw", small)
         train, test = data.load_mnist(places["argument"])
@@ -147,7 +163,7 @@ def test_search_order(small, tmp_path, monkeypatch):
     assert read[-1] == places["environment"] / "MNIST" / "raw"
 
 
-def test_fashion_mnist(small, tmp_path):
+def test_fashion_mnist(small: dict[str, bytes], tmp_path: Path) -> None:
     write(tmp_path / "data" / "FashionMNIST" / "raw", small)
     train, test = data.load("fashion-mnist")
     assert train.name == test.name == "fashion-mnist"
@@ -157,11 +173,12 @@ def test_fashion_mnist(small, tmp_path):
 
 
 @pytest.fixture
-def small_cifar(tmp_path, monkeypatch):
+def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pixels]:
     """A CIFAR-10 of 4 training and 2 test images, and its pixels."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "data" / "cifar-10-batches-py"
-    pixels, lists = {}, {"train_list": [], "test_list": []}
+    pixels: Pixels = {}
+    lists: dict[str, list[list[str]]] = {"train_list": [], "test_list": []}
     for kind, name, count in [
         ("train_list", "data_batch_1", 2),
         ("train_list", "data_batch_2", 2),
@@ -180,7 +197,7 @@ def small_cifar(tmp_path, monkeypatch):
     return folder, pixels
 
 
-def test_cifar10(small_cifar):
+def test_cifar10(small_cifar: tuple[Path, Pixels]) -> None:
     folder, pixels = small_cifar
     train, test = data.load_cifar10()
     assert (len(train), len(test), train.shape) == (4, 2, (3, 32, 32))
@@ -210,7 +227,13 @@ def test_cifar10(small_cifar):
     ],
     ids=["truncated", "empty", "too long", "header", "one bit"],
 )
-def test_damage_is_named_and_never_a_reason_to_fall_back(small, tmp_path, name, damage, message):
+def test_damage_is_named_and_never_a_reason_to_fall_back(
+    small: dict[str, bytes],
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[bytes], bytes],
+    message: str,
+) -> None:
     write(tmp_path / "data" / "MNIST" / "raw", {**small, name: damage(small[name])})
     with pytest.raises(DataError, match=f"{name}' is damaged: .*{message}") as caught:
         data.load("auto")
@@ -218,9 +241,9 @@ def test_damage_is_named_and_never_a_reason_to_fall_back(small, tmp_path, name, 
 
 
 def test_a_missing_file_is_named_and_nothing_is_downloaded_over_the_rest(
-    small, tmp_path, monkeypatch
-):
-    calls = []
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download_of(small, calls))
     folder = tmp_path / "data" / "MNIST" / "raw"
     write(folder, small)
@@ -235,7 +258,7 @@ def test_a_missing_file_is_named_and_nothing_is_downloaded_over_the_rest(
     os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0,
     reason="needs a user whom permissions bind",
 )
-def test_an_unreadable_file_is_named(small, tmp_path):
+def test_an_unreadable_file_is_named(small: dict[str, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "data" / "MNIST" / "raw"
     write(folder, small)
     (folder / FILES[2]).chmod(0)
@@ -243,7 +266,9 @@ def test_an_unreadable_file_is_named(small, tmp_path):
         data.load_mnist()
 
 
-def test_a_processed_folder_of_old_versions_is_not_read(small, tmp_path):
+def test_a_processed_folder_of_old_versions_is_not_read(
+    small: dict[str, bytes], tmp_path: Path
+) -> None:
     write(tmp_path / "data" / "MNIST" / "raw", small)
     old = tmp_path / "data" / "MNIST" / "processed"
     old.mkdir()
@@ -255,10 +280,15 @@ def test_a_processed_folder_of_old_versions_is_not_read(small, tmp_path):
 # Downloads
 
 
-def test_a_download_is_put_in_place_once(small, tmp_path, monkeypatch, capsys):
-    calls = []
+def test_a_download_is_put_in_place_once(
+    small: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[Path] = []
 
-    def download(self):
+    def download(self: Any) -> None:
         print("Downloading something")
         download_of(small, calls)(self)
 
@@ -272,13 +302,17 @@ def test_a_download_is_put_in_place_once(small, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_download_goes_to_the_cache_where_nothing_is_named(small, tmp_path, monkeypatch):
+def test_a_download_goes_to_the_cache_where_nothing_is_named(
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download_of(small))
     data.load_mnist()
     assert (tmp_path / "cache" / "constrained_cnn" / "MNIST" / "raw" / FILES[0]).is_file()
 
 
-def test_a_download_keeps_other_files_in_the_folder(small, tmp_path, monkeypatch):
+def test_a_download_keeps_other_files_in_the_folder(
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download_of(small))
     folder = tmp_path / "data" / "MNIST" / "raw"
     write(folder, {"notes.txt": b"mine"})
@@ -289,8 +323,10 @@ def test_a_download_keeps_other_files_in_the_folder(small, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "error", [urllib.error.URLError("timed out"), TimeoutError(), RuntimeError("Error"), EOFError()]
 )
-def test_a_download_that_breaks_off_leaves_nothing(small, tmp_path, monkeypatch, error):
-    def download(self):
+def test_a_download_that_breaks_off_leaves_nothing(
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def download(self: Any) -> None:
         download_of({FILES[0]: small[FILES[0]]})(self)
         raise error
 
@@ -300,7 +336,9 @@ def test_a_download_that_breaks_off_leaves_nothing(small, tmp_path, monkeypatch,
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_a_damaged_download_is_not_put_in_place(small, tmp_path, monkeypatch):
+def test_a_damaged_download_is_not_put_in_place(
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = {**small, FILES[3]: small[FILES[3]][:-1]}
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download_of(content))
     with pytest.raises(DataError, match=f"{FILES[3]}' is damaged"):
@@ -308,11 +346,14 @@ def test_a_damaged_download_is_not_put_in_place(small, tmp_path, monkeypatch):
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_a_download_without_an_answer_is_given_up(tmp_path, monkeypatch):
+def test_a_download_without_an_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_download, "_STALL_SECONDS", 0.2)
-    seen, wake = [], []
+    seen: list[float | None] = []
+    wake: list[bool] = []
 
-    def hang(self):
+    def hang(self: Any) -> None:
         seen.append(socket.getdefaulttimeout())
         while not wake:
             time.sleep(0.01)
@@ -328,10 +369,12 @@ def test_a_download_without_an_answer_is_given_up(tmp_path, monkeypatch):
     wake.append(True)
 
 
-def test_a_slow_download_that_goes_on_is_waited_for(small, tmp_path, monkeypatch):
+def test_a_slow_download_that_goes_on_is_waited_for(
+    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_download, "_STALL_SECONDS", 0.5)
 
-    def slow(self):
+    def slow(self: Any) -> None:
         for name, content in small.items():
             time.sleep(0.25)
             write(Path(self.raw_folder), {name: content})
@@ -343,7 +386,7 @@ def test_a_slow_download_that_goes_on_is_waited_for(small, tmp_path, monkeypatch
 # Missing sets
 
 
-def test_missing_data_says_why_and_names_three_ways_out(tmp_path):
+def test_missing_data_says_why_and_names_three_ways_out(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError) as caught:
         data.load_mnist(tmp_path / "root")
     message = str(caught.value)
@@ -360,30 +403,32 @@ def test_missing_data_says_why_and_names_three_ways_out(tmp_path):
 
 
 @pytest.mark.parametrize("load", [data.load_mnist, data.load_fashion_mnist, data.load_cifar10])
-def test_download_can_be_forbidden(tmp_path, load):
+def test_download_can_be_forbidden(
+    tmp_path: Path, load: Callable[..., tuple[ImageSet, ImageSet]]
+) -> None:
     with pytest.raises(MissingDataError, match="download=False"):
         load(tmp_path, download=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_auto_falls_back_with_a_warning():
+def test_auto_falls_back_with_a_warning() -> None:
     with pytest.warns(DataFallbackWarning, match="unreachable") as caught:
         train, test = data.load()
     assert caught[0].filename == __file__
     assert train.name == test.name == "digits"
 
 
-def test_auto_takes_mnist_without_a_warning(small, tmp_path):
+def test_auto_takes_mnist_without_a_warning(small: dict[str, bytes], tmp_path: Path) -> None:
     write(tmp_path / "data" / "MNIST" / "raw", small)
     assert data.load()[0].name == "mnist"
 
 
-def test_only_auto_falls_back():
+def test_only_auto_falls_back() -> None:
     with pytest.raises(MissingDataError):
         data.load("mnist")
 
 
-def test_unknown_names_and_roots_are_errors(tmp_path):
+def test_unknown_names_and_roots_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"name='mnis'.*did you mean 'mnist'"):
         data.load("mnis")
     (tmp_path / "file").write_text("")
@@ -394,7 +439,7 @@ def test_unknown_names_and_roots_are_errors(tmp_path):
 # The embedded digits
 
 
-def test_digits():
+def test_digits() -> None:
     from sklearn.datasets import load_digits
 
     with warnings.catch_warnings():
@@ -411,7 +456,7 @@ def test_digits():
     assert data.load_digits(seed=1)[1].checksum != test.checksum
 
 
-def test_digits_at_their_own_size_are_scikit_learns_pixels():
+def test_digits_at_their_own_size_are_scikit_learns_pixels() -> None:
     from sklearn.datasets import load_digits
 
     train, test = data.load_digits(size=8, test_count=797)
