@@ -11,7 +11,7 @@ import pytest
 import constrained_cnn
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"matplotlib", "numpy", "scipy", "sklearn", "torch", "torchvision"}
+HEAVY = {"matplotlib", "numpy", "scipy", "sklearn", "torch", "torch._dynamo", "torchvision"}
 
 
 def _loaded_after(code: str, tmp_path: Path) -> set[str]:
@@ -52,7 +52,7 @@ def test_the_command_answers_without_torch(words: list[str], tmp_path: Path) -> 
 @pytest.mark.parametrize("module", ["blocks", "data", "models", "plots", "recipes", "training"])
 def test_libraries_of_one_job_wait_for_it(module: str, tmp_path: Path) -> None:
     loaded = _loaded_after(f"import constrained_cnn.{module}", tmp_path)
-    assert loaded & {"matplotlib", "scipy", "sklearn", "torchvision"} == set()
+    assert loaded <= {"numpy", "torch"}
 
 
 @pytest.mark.parametrize("name", sorted(constrained_cnn.__all__))

@@ -156,7 +156,7 @@ def press_ctrl_c_after_the_first_epoch(words: list[str], folder: Path) -> int:
     return process.returncode
 
 
-def test_the_command_stops_and_goes_on(tmp_path: Path) -> None:
+def test_the_command_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert press_ctrl_c_after_the_first_epoch(command(broken), tmp_path) == 130
     record = RunRecord.load(broken)
@@ -165,6 +165,7 @@ def test_the_command_stops_and_goes_on(tmp_path: Path) -> None:
     assert set(record.result) == {"seconds"}
     assert not (broken / "weights.safetensors").exists()
 
+    monkeypatch.setattr("constrained_cnn.recipes._run._draw", lambda *_: None)  # slow, not asked
     assert main(command(broken, "--resume", "--quiet")) == 0
     assert main(command(whole, "--quiet")) == 0
     first, second = RunRecord.load(whole), RunRecord.load(broken)

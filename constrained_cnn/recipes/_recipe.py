@@ -1,5 +1,6 @@
 """Recipe: what a named run is made of, and the recipes of the reference networks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from constrained_cnn.data import Augmentation
@@ -30,43 +31,51 @@ class Recipe:
     config: TrainConfig = field(default_factory=TrainConfig)
 
 
-MNIST_12K = Recipe(
-    name="mnist-12k",
-    about="12,000 parameters, 19 epochs, every rule kept",
-    model="mnist_12k",
-    data="auto",
-    augmentation=Augmentation(rotation=5.0, interpolation="bilinear"),
-    config=TrainConfig(
-        epochs=19,
-        batch_size=128,
-        optimizer="SGD",
-        learning_rate=0.2,
-        optimizer_options={"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-        schedule="OneCycleLR",
-        schedule_options={"pct_start": 0.2, "cycle_momentum": False},
-        precise_bn=200,
-    ),
-)
+def _mnist_12k() -> Recipe:
+    return Recipe(
+        name="mnist-12k",
+        about="12,000 parameters, 19 epochs, every rule kept",
+        model="mnist_12k",
+        data="auto",
+        augmentation=Augmentation(rotation=5.0, interpolation="bilinear"),
+        config=TrainConfig(
+            epochs=19,
+            batch_size=128,
+            optimizer="SGD",
+            learning_rate=0.2,
+            optimizer_options={"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+            schedule="OneCycleLR",
+            schedule_options={"pct_start": 0.2, "cycle_momentum": False},
+            precise_bn=200,
+        ),
+    )
 
-# The source rotated by nearest neighbour, let in a background of 1 of 255, and kept its rate
-# constant: the schedule it had written belonged to an optimizer it then replaced.
-MNIST_12K_SOURCE = Recipe(
-    name="mnist-12k-source",
-    about="the network and training the project set out from, 12,734 parameters",
-    model="mnist_12k_source",
-    data="auto",
-    augmentation=Augmentation(rotation=5.0, interpolation="nearest", fill=1.0),
-    config=TrainConfig(
-        epochs=19,
-        batch_size=128,
-        optimizer="SGD",
-        learning_rate=0.01,
-        optimizer_options={"momentum": 0.9},
-        schedule="constant",
-    ),
-)
 
-_RECIPES = {recipe.name: recipe for recipe in (MNIST_12K, MNIST_12K_SOURCE)}
+def _mnist_12k_source() -> Recipe:
+    # The source rotated by nearest neighbour, let in a background of 1 of 255, and kept its rate
+    # constant: the schedule it had written belonged to an optimizer it then replaced.
+    return Recipe(
+        name="mnist-12k-source",
+        about="the network and training the project set out from, 12,734 parameters",
+        model="mnist_12k_source",
+        data="auto",
+        augmentation=Augmentation(rotation=5.0, interpolation="nearest", fill=1.0),
+        config=TrainConfig(
+            epochs=19,
+            batch_size=128,
+            optimizer="SGD",
+            learning_rate=0.01,
+            optimizer_options={"momentum": 0.9},
+            schedule="constant",
+        ),
+    )
+
+
+# Functions: the first optimizer that a TrainConfig tries out makes torch import for seconds.
+_RECIPES: dict[str, Callable[[], Recipe]] = {
+    "mnist-12k": _mnist_12k,
+    "mnist-12k-source": _mnist_12k_source,
+}
 
 
 def register_recipe(recipe: Recipe) -> Recipe:
@@ -75,7 +84,7 @@ def register_recipe(recipe: Recipe) -> Recipe:
     Raises:
         InvalidInputError: If another recipe has that name.
     """
-    if _RECIPES.setdefault(recipe.name, recipe) != recipe:
+    if _RECIPES.setdefault(recipe.name, lambda: recipe)() != recipe:
         raise InvalidInputError(f"recipe {recipe.name!r}: another recipe has this name")
     return recipe
 
@@ -91,4 +100,4 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         InvalidInputError: If there is none; the nearest name is suggested.
     """
-    return _RECIPES[check_choice("recipe", name, list_recipes())]
+    return _RECIPES[check_choice("recipe", name, list_recipes())]()

@@ -1,0 +1,351 @@
+"""The command line, called in-process: what it prints, writes, refuses, and returns."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from constrained_cnn import RunRecord, TrainConfig, data, models
+from constrained_cnn.cli import main
+from constrained_cnn.models import _registry
+from constrained_cnn.recipes import Recipe, _recipe, _run
+
+FILES = {
+    "checkpoint.pt",
+    "history.csv",
+    "history.jsonl",
+    "pictures",
+    "record.json",
+    "weights.safetensors",
+}
+TINY = Recipe(
+    name="tiny",
+    about="for tests",
+    model="tiny_net",
+    data="digits",
+    config=TrainConfig(epochs=2, batch_size=50),
+)
+Captured = pytest.CaptureFixture[str]
+
+
+def tiny_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe named tiny that trains within a second, and draws nothing."""
+    train, test = data.load_digits()
+    sets = train.subset(range(140)), test.subset(range(60))
+    monkeypatch.setitem(_registry._BUILDERS, "tiny_net", tiny_net)
+    monkeypatch.setitem(_recipe._RECIPES, "tiny", TINY)
+    monkeypatch.setattr(data, "load", lambda name, root: sets)
+    monkeypatch.setattr(_run, "_draw", lambda *_: None)
+
+
+@pytest.fixture
+def no_mnist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No folder holds MNIST, and no mirror answers."""
+
+    def no_answer(*_: object) -> None:
+        raise OSError("the network [/is down]")  # brackets are markup to rich
+
+    monkeypatch.delenv("CONSTRAINED_CNN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("constrained_cnn.data._loaders.download_files", no_answer)
+
+
+def train(*words: str) -> int:
+    return main(["train", "tiny", "--device", "cpu", *words])
+
+
+def test_the_reference_recipe_on_digits_leaves_everything(capsys: Captured) -> None:
+    words = ["--data", "digits", "--epochs", "1", "--device", "cpu"]
+    assert main(["train", "mnist-12k", *words]) == 0
+    folder = Path("runs/mnist-12k-seed-0")
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert len(list((folder / "pictures").glob("*.png"))) == 4
+    record = RunRecord.load(folder)
+    assert (record.model, record.parameters, record.epochs) == ("mnist_12k", 12_000, 1)
+    assert (record.data["name"], record.data["asked"]) == ("digits", "digits")
+    assert record.test_readings == [{"epoch": 1, "purpose": "after the last epoch"}]
+    printed = capsys.readouterr()
+    assert "Total params: 12,000" in printed.out  # the table of layers
+    assert f"{record.test_accuracy:.2f} %" in printed.out
+    assert str(folder) in printed.out
+    assert "train loss" in printed.err
+    assert "not of MNIST" not in printed.out + printed.err  # digits were asked for by name
+
+
+@pytest.mark.usefixtures("no_mnist")
+@pytest.mark.filterwarnings("default::constrained_cnn.data.DataFallbackWarning")
+def test_without_mnist_auto_trains_on_digits_and_says_so(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(_registry._BUILDERS, "tiny_net", tiny_net)
+    monkeypatch.setitem(_recipe._RECIPES, "tiny", dataclasses.replace(TINY, data="auto"))
+    monkeypatch.setattr(_run, "_draw", lambda *_: None)
+    assert train() == 0
+    record = RunRecord.load("runs/tiny-seed-0")
+    assert (record.data["name"], record.data["asked"]) == ("digits", "auto")
+    assert record.data["train"]["samples"] == 1437
+    printed = capsys.readouterr()
+    assert "DataFallbackWarning" in printed.err
+    assert "NO accuracy of this run is an accuracy on MNIST" in printed.err
+    assert "the network [/is down]" in printed.err
+    assert "These figures are of the digits set, not of MNIST." in printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.usefixtures("no_mnist")
+def test_without_mnist_a_run_on_mnist_is_an_error_with_ways_out(
+    capsys: Captured, tmp_path: Path
+) -> None:
+    assert main(["train", "mnist-12k", "--data", "mnist", "--quiet"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: mnist cannot be had")
+    assert "--data digits" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_finished_run_is_never_overwritten(capsys: Captured) -> None:
+    assert train("--out", "here") == 0
+    before = {path.name: path.read_bytes() for path in Path("here").iterdir()}
+    for words in ([], ["--resume"], ["--seed", "1"]):
+        assert train("--out", "here", *words) == 2
+        assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_default_folders_are_numbered(capsys: Captured) -> None:
+    for name in ("tiny-seed-3", "tiny-seed-3-2", "tiny-seed-3-3"):
+        assert train("--seed", "3", "--quiet") == 0
+        assert f"runs/{name}/" in capsys.readouterr().out
+        assert RunRecord.load(f"runs/{name}").seed == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_folder_with_brackets_is_printed_as_it_is(capsys: Captured) -> None:
+    assert train("--out", "try[red][/b]", "--quiet") == 0
+    assert "try[red][/b]/" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_range_of_seeds_gives_a_run_each_and_their_mean(capsys: Captured) -> None:
+    assert train("--seeds", "0-1") == 0
+    folder = Path("runs/tiny-seeds-0-1")
+    records = [RunRecord.load(folder / f"seed-{seed}") for seed in (0, 1)]
+    assert [record.seed for record in records] == [0, 1]
+    accuracies = [record.test_accuracy for record in records]
+    printed = capsys.readouterr().out
+    for accuracy in accuracies:
+        assert f"{accuracy:.2f} %" in printed
+    assert f"{sum(a or 0 for a in accuracies) / 2:.2f}" in printed.splitlines()[-2]
+    assert train("--seeds", "0-1", "--resume", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == [record.to_dict() for record in records]  # kept, not run anew
+
+
+@pytest.mark.usefixtures("tiny")
+def test_json_prints_the_record_and_nothing_else(capsys: Captured, tmp_path: Path) -> None:
+    assert train("--json") == 0
+    printed = capsys.readouterr()
+    (tmp_path / "printed.json").write_text(printed.out)
+    loaded = RunRecord.load(tmp_path / "printed.json")  # version and checksum are right
+    assert loaded.to_dict() == RunRecord.load("runs/tiny-seed-0").to_dict()
+    assert "train loss" in printed.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_quiet_shows_the_result_alone(capsys: Captured) -> None:
+    assert train("--quiet") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "Total params" not in printed.out
+    assert "test accuracy" in printed.out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_images_held_out_give_a_validation_accuracy(capsys: Captured) -> None:
+    assert train("--held-out", "30", "--quiet") == 0
+    printed = capsys.readouterr().out
+    assert "validation accuracy" in printed
+    assert "test accuracy" not in printed
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_test_curve_is_in_the_record() -> None:
+    assert train("--test-curve", "--quiet") == 0
+    readings = RunRecord.load("runs/tiny-seed-0").test_readings
+    assert [reading["epoch"] for reading in readings] == [1, 2, 2]
+    assert "optimistic" in readings[0]["purpose"]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "epochs=0: must be an integer of at least 1"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--held-out", "-1"], "held_out=-1"),
+        (["--held-out", "100000"], "count=100000"),
+        (["--held-out", "30", "--test-curve"], "never reads the test"),
+        (["--device", "gpu"], "device='gpu'"),
+        (["--resume"], "there is nothing to resume"),
+        (["--resume", "--out", "nowhere"], "there is nothing to resume"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_and_writes_nothing(
+    words: list[str], message: str, capsys: Captured, tmp_path: Path
+) -> None:
+    assert train(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_recipe_suggests_the_nearest(capsys: Captured, tmp_path: Path) -> None:
+    assert main(["train", "mnist-12"]) == 2
+    assert "did you mean 'mnist-12k'?" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--help"], 0, "train a recipe"),
+        (["train", "--help"], 0, "--held-out"),
+        (["--version"], 0, "0."),
+        ([], 2, "COMMAND"),
+        (["tarin"], 2, "invalid choice"),
+        (["train", "tiny", "--seeds", "3-1"], 2, "'3-1': must be A-B with A <= B"),
+        (["train", "tiny", "--seeds", "five"], 2, "'five': must be A-B"),
+        (["train", "tiny", "--seed", "1", "--seeds", "0-1"], 2, "not allowed with"),
+        (["train", "tiny", "--data", "cifar"], 2, "invalid choice: 'cifar'"),
+        (["train", "tiny", "--epochs", "1.5"], 2, "invalid int value: '1.5'"),
+    ],
+)
+def test_words_that_end_in_the_parser(
+    words: list[str], status: int, message: str, capsys: Captured, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    printed = capsys.readouterr()
+    assert caught.value.code == status
+    assert message in (printed.err if status else printed.out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_second_ctrl_c_is_status_130(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("constrained_cnn.recipes.run", stopped)
+    assert train("--quiet") == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def net_of_random_weights() -> nn.Module:
+    model = models.create_model("mnist_12k")
+    with torch.no_grad():
+        for _ in range(20):
+            model.train()(torch.randn(16, 1, 28, 28))
+        list(model.parameters())[-1].copy_(torch.linspace(0, 1, 10))
+    return model.eval()
+
+
+def draw_digit(path: Path, *, one: bool) -> Path:
+    """Dark ink on light paper: a stroke, or a ring."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("L", (60, 60), 230)
+    pen = ImageDraw.Draw(picture)
+    if one:
+        pen.line([(30, 10), (30, 50)], fill=20, width=6)
+    else:
+        pen.ellipse([15, 10, 45, 50], outline=20, width=6)
+    picture.save(path)
+    return path
+
+
+def expected_answers(model: nn.Module, files: Sequence[Path]) -> list[dict[str, Any]]:
+    inputs = (data.read_pictures(files).float() / 255 - 0.1307) / 0.3081
+    with torch.no_grad():
+        chances = model(inputs).softmax(1)
+    ranked = chances.argsort(1, descending=True)
+    return [
+        {
+            "image": str(file),
+            "class": str(int(ranked[row, 0])),
+            "probability": pytest.approx(float(chances[row, ranked[row, 0]]), abs=1e-4),
+            "runner_up": str(int(ranked[row, 1])),
+        }
+        for row, file in enumerate(files)
+    ]
+
+
+def test_predict_reads_pictures_with_weights_of_ones_own(capsys: Captured, tmp_path: Path) -> None:
+    model = net_of_random_weights()
+    weights = models.save_weights(model, tmp_path / "weights.safetensors")
+    files = [
+        draw_digit(tmp_path / "one.png", one=True),
+        draw_digit(tmp_path / "nought[bold][/x].png", one=False),
+    ]
+    words = ["predict", *map(str, files), "--weights-file", str(weights)]
+    assert main([*words, "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert answers == expected_answers(model, files)
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "nought[bold][/x].png" in printed
+    assert f"{100 * answers[0]['probability']:.1f} %" in printed
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("missing picture", "there is no such picture"),
+        ("text for a picture", "is no readable picture"),
+        ("missing weights", "cannot read weights"),
+        ("damaged weights", "are damaged"),
+        ("other weights", "belong to another model"),
+        ("unknown model", "did you mean 'mnist_12k'"),
+    ],
+)
+def test_predict_says_what_is_wrong(
+    case: str, message: str, capsys: Captured, tmp_path: Path
+) -> None:
+    picture = draw_digit(tmp_path / "one.png", one=True)
+    weights = models.save_weights(net_of_random_weights(), tmp_path / "weights.safetensors")
+    words: list[str] = []
+    if case == "missing picture":
+        picture = tmp_path / "none.png"
+    elif case == "text for a picture":
+        picture.write_text("a digit, they said")
+    elif case == "missing weights":
+        weights = tmp_path / "none.safetensors"
+    elif case == "damaged weights":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif case == "other weights":
+        models.save_weights(models.create_model("mnist_12k_source"), weights)
+    else:
+        words = ["--model", "mnist_12"]
+    assert main(["predict", str(picture), "--weights-file", str(weights), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
