@@ -231,9 +231,9 @@ def _predict(options: argparse.Namespace) -> int:
 
     from constrained_cnn import data, models
 
+    model = models.create_model(options.model)
     shipped = models.get_weights(options.model, options.weights)
     pictures = data.read_pictures(options.images, invert=options.invert)
-    model = models.create_model(options.model)
     if options.weights_file is None:
         shipped.load_into(model)
     else:
@@ -258,7 +258,7 @@ def _predict(options: argparse.Namespace) -> int:
         return EXIT_DONE
     table = Table()
     table.add_column("picture", overflow="fold")
-    for heading in ("reads", "probability", "else"):
+    for heading in ("reads", "probability", "next best"):
         table.add_column(heading, justify="right")
     for answer in answers:
         chance = f"{100 * answer['probability']:.1f} %"

@@ -55,7 +55,8 @@ def small(
 ) -> None:
     """A net and a set small enough for seconds, and an empty folder to stand in."""
     monkeypatch.setitem(_registry._BUILDERS, "tiny_net", tiny_net)
-    monkeypatch.setitem(_recipe._RECIPES, "tiny", TINY)
+    monkeypatch.setattr(_recipe, "_RECIPES", dict(_recipe._RECIPES))
+    recipes.register_recipe(TINY)
     monkeypatch.setattr(data, "load", lambda name, root: digits)
     monkeypatch.chdir(tmp_path)
 
@@ -116,7 +117,7 @@ def test_a_run_leaves_everything_and_its_figures_are_those_of_its_weights(
     assert record.data["held_out"] is None
     assert (record.data["name"], record.data["asked"]) == ("digits", "digits")
     assert record.data["augmentation"]["rotation"] == 5.0
-    assert record.environment["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(record.environment["packages"]["torch"])
     lines = (out / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == record.history
 

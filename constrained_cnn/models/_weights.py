@@ -124,7 +124,7 @@ _SHIPPED: tuple[Weights, ...] = (
     Weights(
         model="mnist_12k",
         name="mnist",
-        sha256="",
+        sha256="355418e21a7ff202414b26e268f95d72de362c945af7a37948d7c1cecc6217a1",
         mean=(0.1307,),
         std=(0.3081,),
         classes=tuple("0123456789"),
