@@ -26,8 +26,7 @@ from benchmarks import source_way
 from constrained_cnn import data, models, recipes
 from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import ConstrainedCNNError, check_integer
-from constrained_cnn.recipes import Recipe
-from constrained_cnn.recipes._environment import describe_environment
+from constrained_cnn.recipes import Recipe, describe_environment
 from constrained_cnn.record import write_atomically
 from constrained_cnn.training import TrainConfig, Trainer
 

@@ -52,6 +52,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         loss_options=draw(st.none() | st.fixed_dictionaries({"label_smoothing": st.floats(0, 1)})),
         weight_averaging=draw(st.none() | st.floats(0, 1)),
         clip_gradient=draw(st.none() | st.floats(0, 100)),
+        precise_bn=draw(st.none() | st.integers(1, 1000)),
         channels_last=draw(st.booleans()),
         seed=draw(st.integers(0, 2**63 - 1)),
     )
@@ -138,6 +139,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"weight_averaging": 1.5}, "weight_averaging=1.5"),
     ({"clip_gradient": -1}, "clip_gradient=-1"),
+    ({"precise_bn": 0}, "precise_bn=0: must be an integer of at least 1"),
     ({"channels_last": 1}, "channels_last=1"),
 ]
 

@@ -7,12 +7,14 @@
 19
 """
 
+from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import run_folder, seeds_folder
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, list_recipes, register_recipe
 from constrained_cnn.recipes._run import run, run_seeds
 
 __all__ = [
     "Recipe",
+    "describe_environment",
     "get_recipe",
     "list_recipes",
     "register_recipe",

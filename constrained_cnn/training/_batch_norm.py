@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training._evaluation import evaluating
 
 
@@ -22,6 +23,9 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]
         model: The network.
         batches: (inputs, targets) on the model's device; the targets are not looked at.
 
+    Raises:
+        InvalidInputError: If there are no batches.
+
     References:
         Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (PreciseBN).
         Li et al., "Understanding the Disharmony between Dropout and Batch Normalization by
@@ -36,8 +40,15 @@ def measure_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's way to say: average over all batches
                 norm.train()
+            met = 0
             for inputs, _ in batches if norms else ():
                 model(inputs)
+                met += 1
+            if norms and not met:
+                raise InvalidInputError(
+                    "precise_bn: train gave no batches to measure; pass something that can be "
+                    "iterated once more after the last epoch, not a generator"
+                )
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -60,8 +60,9 @@ class TrainConfig:
             anew, without dropout, after the last step; no weight changes. It pays where dropout
             stands before a batch norm. None keeps the running statistics.
         channels_last: Whether images are laid out with the channels innermost, which most
-            convolutions run faster on. It changes no result but by rounding, and which elements
-            dropout drops, as it draws in the order of memory.
+            convolutions run faster on. Results differ by rounding (on a CPU more than elsewhere, as
+            torch's batch norm sums in plain float32 in this layout), and in which elements dropout
+            drops, as it draws in the order of memory.
         seed: Seed of order, augmentation and dropout.
 
     Raises:
