@@ -64,9 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="read digits from pictures of your own")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a picture of one digit")
-    predict.add_argument("--model", default="mnist_12k", help="name of the model")
-    predict.add_argument("--weights", default="mnist", help="weights that come with the package")
-    predict.add_argument("--weights-file", help="your own, such as RUN/weights.safetensors")
+    predict.add_argument(
+        "--run", metavar="DIR", help="a finished run of yours, in place of the package's weights"
+    )
     predict.add_argument(
         "--invert",
         choices=("auto", "yes", "no"),
@@ -229,25 +229,20 @@ def _predict(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from constrained_cnn import data, models
+    from constrained_cnn import data
 
-    model = models.create_model(options.model)
-    shipped = models.get_weights(options.model, options.weights)
     pictures = data.read_pictures(options.images, invert=options.invert)
-    if options.weights_file is None:
-        shipped.load_into(model)
-    else:
-        models.load_weights(model, options.weights_file)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (shipped.mean, shipped.std))
+    model, mean, std, classes = _trained_model(options.run)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     with torch.no_grad():
         chances = model.eval()((pictures / 255 - mean) / std).softmax(1)
     best, which = chances.topk(2)
     answers = [
         {
             "image": str(image),
-            "class": shipped.classes[first],
+            "class": classes[first],
             "probability": round(chance, 4),
-            "runner_up": shipped.classes[second],
+            "runner_up": classes[second],
         }
         for image, (first, second), chance in zip(
             options.images, which.tolist(), best[:, 0].tolist(), strict=True
@@ -265,3 +260,20 @@ def _predict(options: argparse.Namespace) -> int:
         table.add_row(Text(answer["image"]), answer["class"], chance, answer["runner_up"])
     Console().print(table)
     return EXIT_DONE
+
+
+def _trained_model(folder: str | None) -> tuple[Any, ...]:
+    """Return model, mean, deviation and classes of a run, or of the weights in the package."""
+    from pathlib import Path
+
+    from constrained_cnn import models
+    from constrained_cnn.record import RunRecord
+
+    if folder is None:
+        shipped = models.get_weights("mnist_12k", "mnist")
+        model = models.create_model("mnist_12k", weights="mnist")
+        return model, shipped.mean, shipped.std, shipped.classes
+    record = RunRecord.load(folder)
+    model = models.create_model(record.model)
+    models.load_weights(model, Path(folder) / "weights.safetensors")
+    return model, record.data["mean"], record.data["std"], record.data["classes"]

@@ -305,12 +305,12 @@ def expected_answers(model: nn.Module, files: Sequence[Path]) -> list[dict[str, 
 
 def test_predict_reads_pictures_with_weights_of_ones_own(capsys: Captured, tmp_path: Path) -> None:
     model = net_of_random_weights()
-    weights = models.save_weights(model, tmp_path / "weights.safetensors")
+    folder = finished_run(model, tmp_path / "run")
     files = [
         draw_digit(tmp_path / "one.png", one=True),
         draw_digit(tmp_path / "nought[bold].png", one=False),
     ]
-    words = ["predict", *map(str, files), "--weights-file", str(weights)]
+    words = ["predict", *map(str, files), "--run", str(folder)]
     assert main([*words, "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert answers == expected_answers(model, files)
@@ -318,6 +318,15 @@ def test_predict_reads_pictures_with_weights_of_ones_own(capsys: Captured, tmp_p
     printed = capsys.readouterr().out
     assert "nought[bold].png" in printed
     assert f"{100 * answers[0]['probability']:.1f} %" in printed
+
+
+def finished_run(model: nn.Module, folder: Path) -> Path:
+    """Make a folder as a finished run leaves it, with the weights of ``model``."""
+    shipped = models.get_weights("mnist_12k", "mnist").record
+    data = {**shipped.data, "classes": [str(digit) for digit in range(10)]}
+    dataclasses.replace(shipped, data=data).save(folder / "record.json")
+    models.save_weights(model, folder / "weights.safetensors")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -328,28 +337,28 @@ def test_predict_reads_pictures_with_weights_of_ones_own(capsys: Captured, tmp_p
         ("missing weights", "cannot read weights"),
         ("damaged weights", "are damaged"),
         ("other weights", "belong to another model"),
-        ("unknown model", "did you mean 'mnist_12k'"),
+        ("no run", "is not a readable run record"),
     ],
 )
 def test_predict_says_what_is_wrong(
     case: str, message: str, capsys: Captured, tmp_path: Path
 ) -> None:
     picture = draw_digit(tmp_path / "one.png", one=True)
-    weights = models.save_weights(net_of_random_weights(), tmp_path / "weights.safetensors")
-    words: list[str] = []
+    folder = finished_run(net_of_random_weights(), tmp_path / "run")
+    weights = folder / "weights.safetensors"
     if case == "missing picture":
         picture = tmp_path / "none.png"
     elif case == "text for a picture":
         picture.write_text("a digit, they said")
     elif case == "missing weights":
-        weights = tmp_path / "none.safetensors"
+        weights.unlink()
     elif case == "damaged weights":
         weights.write_bytes(weights.read_bytes()[:500])
     elif case == "other weights":
         models.save_weights(models.create_model("mnist_12k_source"), weights)
     else:
-        words = ["--model", "mnist_12"]
-    assert main(["predict", str(picture), "--weights-file", str(weights), *words]) == 2
+        folder = tmp_path / "elsewhere"
+    assert main(["predict", str(picture), "--run", str(folder)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

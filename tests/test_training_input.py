@@ -191,3 +191,23 @@ def test_an_optimizer_it_cannot_step(make: Any) -> None:
 def test_a_model_must_be_one() -> None:
     with pytest.raises(InvalidInputError, match="model=function: must be a torch"):
         make_trainer().fit(make_net, make_set())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)), r"inputs \(4, 3, 8, 8\)"),
+        ((torch.randn(4, 1, 8, 8), torch.full((4,), 9)), r"targets \(4,\) int64.*out of bounds"),
+        ((torch.randn(4, 1, 8, 8).double(), torch.zeros(4, dtype=torch.int64)), "float64"),
+    ],
+    ids=["channels", "labels", "type"],
+)
+def test_a_first_batch_that_does_not_fit_is_described(batch: Batch, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        make_trainer().fit(make_net(), [batch])
+
+
+def test_a_loss_that_is_no_scalar_is_described() -> None:
+    trainer = make_trainer(loss=nn.CrossEntropyLoss(reduction="none"))
+    with pytest.raises(InvalidInputError, match="scalar outputs"):
+        trainer.fit(make_net(), make_set())

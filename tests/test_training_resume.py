@@ -202,9 +202,23 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         make_trainer().fit(make_net(), make_set(1), folder=tmp_path, resume=True)
 
 
+def test_other_augmentation_is_other_data(tmp_path: Path) -> None:
+    make_trainer().fit(make_net(), make_set(), folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"other data: augmentation was .*20\.0"):
+        make_trainer().fit(make_net(), make_set().augmented(), folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_is_not_overwritten_by_a_run_that_starts_anew(tmp_path: Path) -> None:
+    make_trainer().fit(make_net(), make_set(), folder=tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(OutputError, match="resume=True goes on"):
+        make_trainer().fit(make_net(seed=1), make_set(), folder=tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
 def test_a_loss_of_ones_own_is_asked_for_again(tmp_path: Path) -> None:
     make_trainer(loss=nn.CrossEntropyLoss()).fit(make_net(), make_set(), folder=tmp_path)
-    with pytest.raises(CheckpointError, match=r"other callables: \['loss'\] there, \[\] here"):
+    with pytest.raises(CheckpointError, match="other callables: loss was 'given' and is None"):
         make_trainer().fit(make_net(), make_set(), folder=tmp_path, resume=True)
 
 

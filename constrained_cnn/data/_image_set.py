@@ -207,6 +207,19 @@ class ImageSet:
         digest.update(self.labels.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """Return what the set is as plain data: everything that a training run depends on."""
+        how = self.augmentation
+        return {
+            "name": self.name,
+            "samples": len(self),
+            "checksum": self.checksum,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "classes": list(self.classes),
+            "augmentation": None if how is None else how.to_dict(),
+        }
+
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the same set on another device; itself if it is there already."""
         images, labels = self.images.to(device), self.labels.to(device)

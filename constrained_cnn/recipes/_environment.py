@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("constrained-cnn", "torch", "torchvision", "numpy")
+PACKAGES = ("constrained-cnn", "torchvision", "numpy")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__},
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -79,7 +79,8 @@ def run(
     sets = _load(recipe, data_name, data_dir, held_out=held_out)
     folder = run_folder(out, f"{recipe.name}-seed-{seed}", resume=resume)
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would set the caller's generators on every GPU too.
+        torch.default_generator.manual_seed(seed)
         model = models.create_model(recipe.model)
     watched = sets.test if test_curve else sets.held_out
     history = trainer.fit(model, sets.train, watched, folder=folder, resume=resume)
@@ -217,15 +218,7 @@ def _describe(sets: _Sets) -> dict[str, Any]:
         part: None if found is None else {"samples": len(found), "checksum": found.checksum}
         for part, found in parts.items()
     }
-    augmentation = sets.train.augmentation
-    return {
-        "name": sets.train.name,
-        "asked": sets.asked,
-        **sizes,
-        "mean": list(sets.train.mean),
-        "std": list(sets.train.std),
-        "augmentation": None if augmentation is None else augmentation.to_dict(),
-    }
+    return {**sets.train.describe(), "asked": sets.asked, **sizes}
 
 
 def _draw(folder: Path, record: RunRecord, sets: _Sets, outputs: Tensor) -> None:

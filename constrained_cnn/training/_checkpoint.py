@@ -52,18 +52,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def check_same_config(path: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise unless two configurations are equal, listing what differs."""
-    names = sorted({*saved, *current})
+def check_same(path: str, what: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise unless two descriptions are equal, listing what differs."""
     differing = [
         f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
-        for name in names
+        for name in sorted({*saved, *current})
         if saved.get(name) != current.get(name)
     ]
     if differing:
         raise CheckpointError(
-            f"checkpoint {path!r} comes from another configuration: {'; '.join(differing)}. "
-            "Resume with the same one, or start in another folder"
+            f"checkpoint {path!r} comes from a run with other {what}: {'; '.join(differing)}. "
+            "Resume with the same, or start in another folder"
         )
 
 

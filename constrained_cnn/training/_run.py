@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -17,7 +17,7 @@ from constrained_cnn.errors import CheckpointError, InvalidInputError, NonFinite
 from constrained_cnn.training._batch_norm import measure_batch_norm
 from constrained_cnn.training._checkpoint import (
     FILE_NAME,
-    check_same_config,
+    check_same,
     check_same_model,
     load_checkpoint,
     save_checkpoint,
@@ -65,6 +65,7 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows: list[EpochRow] = []
+        self._stepped = False
         config = plan.config
         if plan.make_optimizer is None:
             self.optimizer = config.make_optimizer(plan.model.parameters())
@@ -111,7 +112,7 @@ class Run:
         batches = self.plan.train.training_batches(seed=seed, epoch=epoch)
         for step, (inputs, targets) in enumerate(batches):
             rates = self._rates_of(epoch, step)
-            loss, correct = self._executor.step(inputs, targets, rates)
+            loss, correct = self._step(inputs, targets, rates)
             tally.add(loss, correct, len(inputs))
             shown.advance(step + 1)
             if guard.requested and step + 1 != self.plan.train.steps:
@@ -135,6 +136,28 @@ class Run:
             learning_rate=self._rates_of(epoch, 0)[0],
             seconds=time.perf_counter() - started,
         )
+
+    def _step(
+        self, inputs: Tensor, targets: Tensor, rates: Sequence[float]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take one step; a first one that fails says what it was given."""
+        if self._stepped:
+            return self._executor.step(inputs, targets, rates)
+        try:
+            result = self._executor.step(inputs, targets, rates)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            given = ", ".join(
+                f"{name} {tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
+                for name, part in (("inputs", inputs), ("targets", targets))
+            )
+            raise InvalidInputError(
+                f"the model, loss and optimizer cannot take a step on the first batch of train "
+                f"({given}): {type(error).__name__}: {error}"
+            ) from error
+        self._stepped = True
+        return result
 
     def _validate(self) -> Evaluation | None:
         if self.plan.validation is None:
@@ -218,14 +241,7 @@ class Run:
         state = load_checkpoint(path)
         check_same_model(str(path), state["model"], self.plan.model.state_dict())
         for name, current in self._identity().items():
-            saved = state[name]
-            if name == "config":
-                check_same_config(str(path), saved, current)
-            elif saved != current:
-                raise CheckpointError(
-                    f"checkpoint {str(path)!r} comes from a run with other {name}: {saved!r} "
-                    f"there, {current!r} here. Resume with the same, or start in another folder"
-                )
+            check_same(str(path), name, state[name], current)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
@@ -239,6 +255,6 @@ class Run:
         """Return what must be the same for a run to go on."""
         return {
             "config": self.plan.config.to_dict(),
-            "callables": list(self.plan.callables),
-            "data": self.plan.train.checksum,
+            "callables": dict.fromkeys(self.plan.callables, "given"),
+            "data": self.plan.train.describe(),
         }

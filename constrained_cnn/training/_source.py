@@ -24,9 +24,8 @@ class ResidentSet(Protocol):
     def classes(self) -> Sequence[str]:
         """Names of the classes."""
 
-    @property
-    def checksum(self) -> str:
-        """Hash of the content, the same on every device."""
+    def describe(self) -> dict[str, Any]:
+        """Return what an epoch depends on as plain data, such as a checksum of the content."""
 
     def __len__(self) -> int: ...
 
@@ -106,10 +105,9 @@ class Source:
         """Number of classes, where the set knows it."""
         return None if self.resident is None else len(self.resident.classes)
 
-    @property
-    def checksum(self) -> str | None:
-        """Hash of the content, where the set knows it."""
-        return None if self.resident is None else self.resident.checksum
+    def describe(self) -> dict[str, Any]:
+        """Return what an epoch depends on as plain data; nothing for an iterable."""
+        return {} if self.resident is None else self.resident.describe()
 
     def first_inputs(self) -> Tensor | None:
         """Return the inputs of one small batch; None for an iterable, which is not disturbed."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.errors import InvalidInputError, OutputError
+from constrained_cnn.training._checkpoint import FILE_NAME
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation, check_fits, evaluate, evaluating
 from constrained_cnn.training._executor import Loss
@@ -105,7 +106,7 @@ class Trainer:
         Raises:
             InvalidInputError: If model and data do not fit each other.
             CheckpointError: If the checkpoint is missing, damaged, or of another run.
-            OutputError: If the folder cannot be written.
+            OutputError: If the folder cannot be written, or holds a run that is not to go on.
             NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
         """
         if resume and folder is None:
@@ -125,6 +126,11 @@ class Trainer:
             callables=self.callables,
             folder=None if folder is None else Path(folder),
         )
+        if plan.folder is not None and not resume and (plan.folder / FILE_NAME).exists():
+            raise OutputError(
+                f"folder={str(folder)!r}: holds the checkpoint of another run; resume=True goes on "
+                "with it, another folder starts anew"
+            )
         run = Run(plan)
         if resume:
             run.load()
