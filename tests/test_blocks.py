@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from constrained_cnn.blocks import ConvBNDrop, GAPHead, SeparableConvBNDrop, Transition1x1
+from constrained_cnn.blocks import (
+    ConvBNDrop,
+    Dropout,
+    GAPHead,
+    SeparableConvBNDrop,
+    Transition1x1,
+)
 from constrained_cnn.errors import InvalidInputError
 
 HEIGHT, WIDTH = 17, 14
@@ -93,7 +99,7 @@ def by_hand(channels: int, conv: nn.Conv2d, tail: dict[str, Any]) -> nn.Sequenti
     if activation is not None and tail["order"] == BN_FIRST:
         layers.append(activation())
     if tail["p_drop"]:
-        kind = nn.Dropout2d if tail["drop"] == "channel" else nn.Dropout
+        kind = nn.Dropout2d if tail["drop"] == "channel" else Dropout
         layers.append(kind(tail["p_drop"]))
     return nn.Sequential(*layers)
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from constrained_cnn import models
+from constrained_cnn.blocks import Dropout
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.models import _registry
 
 NETWORKS = [models.mnist_12k, models.mnist_12k_source]
-BLOCK = [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.Dropout]
+BLOCK = [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, Dropout]
 
 
 class Step(NamedTuple):

@@ -6,6 +6,7 @@ is inside.
 """
 
 from constrained_cnn.blocks._conv import ConvBNDrop, SeparableConvBNDrop, Transition1x1
+from constrained_cnn.blocks._dropout import Dropout
 from constrained_cnn.blocks._head import GAPHead
 
-__all__ = ["ConvBNDrop", "GAPHead", "SeparableConvBNDrop", "Transition1x1"]
+__all__ = ["ConvBNDrop", "Dropout", "GAPHead", "SeparableConvBNDrop", "Transition1x1"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from constrained_cnn.blocks._checks import check_cells, check_channels, check_padding
+from constrained_cnn.blocks._dropout import Dropout
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
@@ -17,7 +18,7 @@ Pair = int | tuple[int, int]
 Activation = Callable[[], nn.Module]
 
 ORDERS = ("conv-relu-bn-drop", "conv-bn-relu-drop")
-DROPS = {"elementwise": nn.Dropout, "channel": nn.Dropout2d}
+DROPS = {"elementwise": Dropout, "channel": nn.Dropout2d}
 
 
 class ConvBNDrop(nn.Sequential):

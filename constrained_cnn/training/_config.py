@@ -59,10 +59,10 @@ class TrainConfig:
         precise_bn: Number of training batches over which the statistics of batch norms are measured
             anew, without dropout, after the last step; no weight changes. It pays where dropout
             stands before a batch norm. None keeps the running statistics.
-        channels_last: Whether images are laid out with the channels innermost, which most
-            convolutions run faster on. Results differ by rounding (on a CPU more than elsewhere, as
-            torch's batch norm sums in plain float32 in this layout), and in which elements dropout
-            drops, as it draws in the order of memory.
+        channels_last: Whether images are laid out with the channels innermost. Which layout is
+            faster depends on device, threads and network. Results differ by rounding (on a CPU more
+            than elsewhere, as torch's batch norm sums in plain float32 in this layout), and in
+            which elements dropout drops, as it draws in the order of memory.
         seed: Seed of order, augmentation and dropout.
 
     Raises:
@@ -91,7 +91,7 @@ class TrainConfig:
     weight_averaging: float | None = None
     clip_gradient: float | None = None
     precise_bn: int | None = None
-    channels_last: bool = True
+    channels_last: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
