@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from constrained_cnn.blocks import Dropout
 from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import DataError
 from constrained_cnn.training import TrainConfig
@@ -70,7 +71,7 @@ def train(
     """Train ``model`` in place.
 
     Args:
-        model: A classifier that gives logits.
+        model: A classifier that gives logits; its dropouts become torch's own, as in the source.
         images: The training images.
         config: Epochs, batch size, optimizer and schedule; the loss is cross-entropy.
         device: Where to train.
@@ -79,6 +80,7 @@ def train(
         Seconds of each epoch.
     """
     loader = make_loader(images, config.batch_size)
+    _use_torch_dropout(model)
     model.to(device)
     optimizer = config.make_optimizer(model.parameters())
     scheduler = config.make_scheduler(optimizer, config.epochs * len(loader), config.epochs)
@@ -88,6 +90,13 @@ def train(
         _train_epoch(model, loader, optimizer, scheduler, device)
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+def _use_torch_dropout(model: nn.Module) -> None:
+    for part in list(model.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, Dropout):
+                setattr(part, name, nn.Dropout(child.p))
 
 
 def _train_epoch(
