@@ -80,7 +80,6 @@ def raw_loop(
     decay: float | None = None,
 ) -> tuple[list[tuple[float, float]], State]:
     """What a person would write. Returns (loss, accuracy) per epoch, and the averaged state."""
-    model.to(memory_format=torch.channels_last)
     figures = []
     average: State = {}
     for epoch in range(1, epochs + 1):
@@ -127,7 +126,7 @@ def raw_image_run(train: ImageSet, **options: Any) -> tuple[nn.Module, Any, Stat
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 
     def batches_of(epoch: int) -> Batches:
-        return train.training_batches(16, seed=5, epoch=epoch, memory_format=torch.channels_last)
+        return train.training_batches(16, seed=5, epoch=epoch)
 
     scheduler = one_cycle(optimizer, 0.1, 3 * train.steps(16))
     loss = nn.CrossEntropyLoss()
@@ -276,7 +275,7 @@ def test_a_shuffling_data_loader_and_a_network_of_ones_own() -> None:
 
     def batches_of(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in loader:
-            yield inputs.contiguous(memory_format=torch.channels_last), targets
+            yield inputs, targets
 
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     figures, _ = raw_loop(expected, batches_of, optimizer, scheduler, loss, epochs=3)
@@ -312,9 +311,7 @@ def test_an_optimizer_with_groups_a_schedule_and_a_loss_of_ones_own() -> None:
     optimizer = make_optimizer(expected)
     raw_loop(
         expected,
-        lambda epoch: train.training_batches(
-            16, seed=0, epoch=epoch, memory_format=torch.channels_last
-        ),
+        lambda epoch: train.training_batches(16, seed=0, epoch=epoch),
         optimizer,
         make_scheduler(optimizer),
         loss,
