@@ -274,8 +274,7 @@ def test_a_shuffling_data_loader_and_a_network_of_ones_own() -> None:
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
 
     def batches_of(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, targets in loader:
-            yield inputs, targets
+        yield from loader
 
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     figures, _ = raw_loop(expected, batches_of, optimizer, scheduler, loss, epochs=3)
