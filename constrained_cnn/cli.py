@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from constrained_cnn.errors import ConstrainedCNNError
+from constrained_cnn.errors import CheckpointError, ConstrainedCNNError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from constrained_cnn.recipes import Recipe
     from constrained_cnn.record import RunRecord
+    from constrained_cnn.study import Sample
 
 __all__ = ["main", "make_parser"]
 
@@ -124,8 +127,6 @@ def _train(options: argparse.Namespace) -> int:
 
     console = Console(stderr=options.json, highlight=False)
     recipe = recipes.get_recipe(options.recipe)
-    if not options.quiet:
-        _print_layers(console, recipe)
     keywords: dict[str, Any] = {
         "data_name": options.data,
         "data_dir": options.data_dir,
@@ -141,19 +142,69 @@ def _train(options: argparse.Namespace) -> int:
         if options.seeds is None:
             name = f"{recipe.name}-seed-{options.seed}"
             folder = recipes.run_folder(options.out, name, resume=options.resume)
+            _announce(console, options, recipe, folder)
             records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
         else:
             folder = recipes.seeds_folder(
                 options.out, recipe.name, options.seeds, resume=options.resume
             )
+            _announce(console, options, recipe, folder)
             records = recipes.run_seeds(recipe, options.seeds, out=folder, **keywords)
+            _keep_statistics(records, folder)
     if options.json:
         content = [record.to_dict() for record in records]
         print(json.dumps(content[0] if options.seeds is None else content))
     else:
         _print_records(console, records)
-        console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
-    return EXIT_INTERRUPTED if records[-1].status == "interrupted" else EXIT_DONE
+        if records[-1].status == "finished":
+            console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
+    if records[-1].status == "interrupted":
+        print(
+            f"Stopped after epoch {records[-1].epochs} of {records[-1].config['epochs']}. "
+            f"To go on, give the same command with --resume --out {folder}",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    return EXIT_DONE
+
+
+def _announce(
+    console: "Console", options: argparse.Namespace, recipe: "Recipe", folder: "Path"
+) -> None:
+    """Say what is about to run, and where its results go."""
+    if options.quiet:
+        return
+    _print_layers(console, recipe)
+    console.print(f"Results go to {folder}{os.sep}", markup=False)
+    if options.test_curve:
+        console.print("The columns of validation are readings of the test set (--test-curve).")
+
+
+def _keep_statistics(records: "Sequence[RunRecord]", folder: "Path") -> None:
+    """Write the statistics over seeds and their picture beside the runs."""
+    sample = _sample(records)
+    if sample is not None:
+        from constrained_cnn import plots
+        from constrained_cnn.record import write_atomically
+
+        write_atomically(folder / "sample.json", sample.to_json().encode())
+        plots.save_figure(plots.seeds(sample), folder / "seeds.png")
+
+
+def _sample(records: "Sequence[RunRecord]") -> "Sample | None":
+    """Return the accuracies of the runs that finished, if there are several."""
+    from constrained_cnn.study import Sample
+
+    kind = _kind(records)
+    done = [record for record in records if record.status == "finished"]
+    if len(done) < 2:
+        return None
+    values = tuple(record.result[f"{kind}_accuracy"] for record in done)
+    return Sample(values, name=f"{kind} accuracy", seeds=tuple(record.seed for record in done))
+
+
+def _kind(records: "Sequence[RunRecord]") -> str:
+    return "validation" if "validation_accuracy" in records[0].result else "test"
 
 
 def _print_layers(console: "Console", recipe: "Recipe") -> None:
@@ -167,8 +218,8 @@ def _print_layers(console: "Console", recipe: "Recipe") -> None:
         (1, *recipe.input_shape),
         device="cpu",
         verbose=0,
-        depth=3,
-        col_names=("output_size", "kernel_size", "num_params", "mult_adds"),
+        depth=2,  # a row for each block
+        col_names=("output_size", "num_params", "mult_adds"),
         col_width=16,
         row_settings=("var_names",),
     )
@@ -192,21 +243,16 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
     """Print a table with a row per run and, for several that finished, their statistics."""
     from rich.table import Table
 
-    from constrained_cnn.study import Sample
-
-    kind = "validation" if "validation_accuracy" in records[0].result else "test"
+    kind = _kind(records)
     first = records[0]
     table = Table(title=f"{first.model} on {first.data['name']}, {first.parameters:,} parameters")
     for heading in ("seed", "epochs", f"{kind} accuracy", "wrong", "loss", "training time"):
         table.add_column(heading, justify="right")
-    values, seeds = [], []
     for record in records:
         result = record.result
         accuracy = result.get(f"{kind}_accuracy")
         cells = ["-", "-", "-"]
         if accuracy is not None:
-            values.append(accuracy)
-            seeds.append(record.seed)
             cells = [
                 f"{accuracy:.2f} %",
                 str(result[f"{kind}_errors"]),
@@ -215,8 +261,9 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
         epochs = str(record.epochs) + (" (stopped)" if record.status == "interrupted" else "")
         table.add_row(str(record.seed), epochs, *cells, f"{result['seconds']:.1f} s")
     console.print(table)
-    if len(values) > 1:
-        console.print(Sample(tuple(values), name=f"{kind} accuracy", seeds=tuple(seeds)))
+    sample = _sample(records)
+    if sample is not None:
+        console.print(sample)
     if first.data["asked"] == "auto" and first.data["name"] != "mnist":
         console.print(
             f"These figures are of the {first.data['name']} set, not of MNIST.", style="bold red"
@@ -274,6 +321,14 @@ def _trained_model(folder: str | None) -> tuple[Any, ...]:
         model = models.create_model("mnist_12k", weights="mnist")
         return model, shipped.mean, shipped.std, shipped.classes
     record = RunRecord.load(folder)
+    if record.status != "finished":
+        raise CheckpointError(f"run={folder!r}: is not finished; go on with it by --resume first")
+    if record.data["name"] != "mnist":
+        print(
+            f"note: this run was trained on {record.data['name']}, not on MNIST; "
+            "it may read drawings badly",
+            file=sys.stderr,
+        )
     model = models.create_model(record.model)
     models.load_weights(model, Path(folder) / "weights.safetensors")
     return model, record.data["mean"], record.data["std"], record.data["classes"]

@@ -1,5 +1,6 @@
 """Figures by their structure: what is drawn, where, and what the words on them say."""
 
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -24,6 +25,7 @@ from constrained_cnn.errors import InvalidInputError, OutputError
 from constrained_cnn.plots._frame import spread
 from constrained_cnn.record import RunRecord
 from constrained_cnn.study import Sample
+from constrained_cnn.training import EpochRow, History
 
 DIGITS = tuple("0123456789")
 
@@ -552,3 +554,18 @@ assert "matplotlib.pyplot" not in sys.modules
     command = [sys.executable, "-c", code, str(tmp_path / "figure.png")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_curves_takes_what_fit_returns() -> None:
+    row = EpochRow(
+        epoch=1,
+        train_loss=0.5,
+        train_accuracy=80.0,
+        validation_loss=None,
+        validation_accuracy=None,
+        learning_rate=0.1,
+        seconds=1.0,
+    )
+    history = History((row, dataclasses.replace(row, epoch=2, train_loss=0.25)))
+    axes = plots.curves(history).axes[0]
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [0.5, 0.25]

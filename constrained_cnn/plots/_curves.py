@@ -115,8 +115,10 @@ def compare(runs: Mapping[str, Any]) -> "Figure":
 
 def _rows(name: str, history: Any) -> _Rows:
     """Return the rows of any form of history, checked."""
-    for attribute in ("rows", "history"):
-        history = getattr(history, attribute, history)
+    history = getattr(history, "history", history)
+    if hasattr(history, "to_dicts"):
+        history = history.to_dicts()
+    history = getattr(history, "rows", history)
     rows = list(history) if isinstance(history, Iterable) else []
     if not rows:
         raise InvalidInputError(f"{name}: holds no epoch: there is nothing to draw")
