@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConstrainedCNNError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CANNOT_RUN
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -115,8 +118,10 @@ def _seed_range(text: str) -> list[int]:
         [0, 1, 2, 3]
     """
     first, _, last = text.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+    if len(text) > 40 or not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         raise argparse.ArgumentTypeError(f"{text!r}: must be A-B with A <= B, such as 0-15")
+    if int(last) - int(first) >= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r}: names more than 10,000 seeds")
     return list(range(int(first), int(last) + 1))
 
 

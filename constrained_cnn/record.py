@@ -135,7 +135,7 @@ class RunRecord:
         file = file / "record.json" if file.is_dir() else file
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{str(file)!r} is not a readable run record: {error}") from error
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
             raise CheckpointError(

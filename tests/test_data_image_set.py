@@ -236,7 +236,7 @@ def test_repr_and_augmented() -> None:
     assert repr(data) == "ImageSet('arrays', 7 x 1x5x4, 3 classes, cpu)"
     turned = data.augmented(rotation=5)
     assert turned.augmentation == data.augmented(Augmentation(rotation=5)).augmentation
-    assert "Augmentation(rotation=5," in repr(turned)
+    assert "Augmentation(rotation=5.0," in repr(turned)
     assert "\n" not in repr(turned)
     assert turned.augmented(None).augmentation is None
     assert data.to("cpu") is data

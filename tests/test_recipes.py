@@ -365,3 +365,15 @@ def test_recipes_have_one_name_each() -> None:
     assert recipes.get_recipe("tiny") is TINY
     assert recipes.list_recipes() == sorted(recipes.list_recipes())
     assert {"mnist-12k", "mnist-12k-source", "tiny"} <= set(recipes.list_recipes())
+
+
+def test_seeds_of_another_experiment_are_not_mixed_in(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data_name": "digits", "out": tmp_path, "progress": False}
+    recipes.run_seeds("mnist-12k", [0], epochs=1, **options)
+    with pytest.raises(OutputError, match="a finished run of another kind"):
+        recipes.run_seeds("mnist-12k", [0, 1], epochs=2, resume=True, **options)
+    with pytest.raises(OutputError, match="a finished run of another kind"):
+        recipes.run_seeds("mnist-12k-source", [0, 1], epochs=1, resume=True, **options)
+    with pytest.raises(OutputError, match="never overwritten"):
+        recipes.run_seeds("mnist-12k", [1, 0], epochs=1, **options)
+    assert not (tmp_path / "seed-1").exists()

@@ -1,6 +1,7 @@
 """What goes into a Trainer: devices, callables, sets and iterables; what is said of wrong ones."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
-from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -211,3 +212,29 @@ def test_a_loss_that_is_no_scalar_is_described() -> None:
     trainer = make_trainer(loss=nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(InvalidInputError, match="scalar outputs"):
         trainer.fit(make_net(), make_set())
+
+
+def test_a_refused_run_leaves_nothing_in_its_way(tmp_path: Path) -> None:
+    inputs = torch.randn(4, 1, 8, 8)
+    with pytest.raises(InvalidInputError):
+        make_trainer().fit(make_net(), [(inputs, torch.randn(4))], folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    make_trainer().fit(make_net(), [(inputs, torch.zeros(4, dtype=torch.int64))], folder=tmp_path)
+
+
+def test_weights_that_the_last_step_makes_infinite_are_no_result() -> None:
+    config = TrainConfig(
+        epochs=1, batch_size=4, learning_rate=3e38, schedule="constant", optimizer_options={}
+    )
+    batches = [(torch.full((4, 1, 8, 8), 1e4), torch.arange(4))]
+    with pytest.raises(NonFiniteLossError, match="step 1 of epoch 1"):
+        make_trainer(config).fit(make_net(), batches)
+
+
+def test_a_model_must_give_a_tensor() -> None:
+    class Pair(nn.Module):
+        def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+            return {"logits": inputs}
+
+    with pytest.raises(InvalidInputError, match="the model gives a dict"):
+        make_trainer().fit(Pair(), make_set())

@@ -107,12 +107,14 @@ class Augmentation:
     fill: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("rotation", self.rotation, minimum=0, maximum=180)
-        check_number("shift", self.shift, minimum=0, maximum=1)
-        if check_number("scale", self.scale, minimum=0) >= 1:
+        limits = {"rotation": 180, "shift": 1, "scale": None, "fill": 255}
+        for name, maximum in limits.items():
+            number = check_number(name, getattr(self, name), minimum=0, maximum=maximum)
+            # A plain float: NumPy's numbers fit in no record and no checkpoint.
+            object.__setattr__(self, name, number)
+        if self.scale >= 1:
             raise InvalidInputError(f"scale={self.scale!r}: must be below 1, or an image vanishes")
         check_choice("interpolation", self.interpolation, ("bilinear", "nearest"))
-        check_number("fill", self.fill, minimum=0, maximum=255)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data."""

@@ -240,7 +240,7 @@ class ImageSet:
         Examples:
             >>> digits = ImageSet.from_arrays(torch.eye(8)[None], [0]).augmented(rotation=5)
             >>> digits.augmentation.rotation
-            5
+            5.0
         """
         if settings and augmentation is not None:
             raise InvalidInputError("augmented: give an Augmentation or its settings, not both")

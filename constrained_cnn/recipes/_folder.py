@@ -27,7 +27,7 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
         OutputError: If the folder holds a finished run, or an unfinished one that is not to go on.
     """
     if out is not None:
-        folder = Path(out)
+        folder = _named(out)
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"out={str(folder)!r}: is a file; give a folder")
         _check_free(folder, resume=resume)
@@ -54,12 +54,18 @@ def seeds_folder(
         resume: Whether to go on in the newest one.
     """
     if out is not None:
-        return Path(out)
+        return _named(out)
     stem = f"{name}-seeds-{seeds[0]}-{seeds[-1]}"
     candidates = [Path("runs") / stem]
     while candidates[-1].exists():
         candidates.append(Path("runs") / f"{stem}-{len(candidates) + 1}")
     return candidates[-2] if resume and len(candidates) > 1 else candidates[-1]
+
+
+def _named(out: str | os.PathLike[str]) -> Path:
+    if not os.fspath(out):
+        raise OutputError("out='': must name a folder")
+    return Path(out)
 
 
 def _check_free(folder: Path, *, resume: bool) -> None:

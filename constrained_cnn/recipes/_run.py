@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from constrained_cnn import data, models, plots
 from constrained_cnn.data import ImageSet
-from constrained_cnn.errors import InvalidInputError, check_integer
+from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import CHECKPOINT, RECORD, run_folder, seeds_folder
 from constrained_cnn.recipes._recipe import Recipe, get_recipe
@@ -121,11 +121,16 @@ def run_seeds(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     base = seeds_folder(out, recipe.name, seeds, resume=resume)
     records: list[RunRecord] = []
+    for seed in seeds:  # before the first of them runs
+        check_integer("seed", seed, minimum=0)
+        if not resume:
+            run_folder(base / f"seed-{seed}", recipe.name, resume=False)
     for seed in seeds:
         folder = base / f"seed-{seed}"
         if resume and (folder / RECORD).exists():
             kept = RunRecord.load(folder)
             if kept.status == "finished":
+                _check_same_experiment(folder, kept, recipe, options)
                 records.append(kept)
                 continue
         begun = resume and (folder / CHECKPOINT).exists()
@@ -133,6 +138,31 @@ def run_seeds(
         if records[-1].status == "interrupted":
             break
     return records
+
+
+def _check_same_experiment(
+    folder: Path, kept: RunRecord, recipe: Recipe, options: Mapping[str, Any]
+) -> None:
+    """Raise if a finished run to be kept is not a run of this recipe with these options."""
+    epochs = options.get("epochs")
+    held_out = kept.data["held_out"]
+    there = {
+        "recipe": kept.recipe,
+        "epochs": kept.config["epochs"],
+        "data": kept.data["asked"],
+        "held_out": 0 if held_out is None else held_out["samples"],
+    }
+    here = {
+        "recipe": recipe.name,
+        "epochs": recipe.config.epochs if epochs is None else epochs,
+        "data": options.get("data_name") or recipe.data,
+        "held_out": options.get("held_out", 0),
+    }
+    if there != here:
+        raise OutputError(
+            f"{str(folder)!r} holds a finished run of another kind: {there}, and asked is {here}. "
+            "Give the same options, or another folder"
+        )
 
 
 @dataclass(frozen=True)

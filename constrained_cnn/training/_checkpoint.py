@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} does not match its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Not torch's own words, which advise to load it with weights_only=False.
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is damaged, or none of this library: it holds something "
+            "else than tensors and plain data, and none of it was run"
+        ) from error
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {reason}") from error

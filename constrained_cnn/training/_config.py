@@ -96,6 +96,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._set("epochs", check_integer("epochs", self.epochs, minimum=1))
+        check_integer("epochs", self.epochs, maximum=10**6)
         self._set("batch_size", check_integer("batch_size", self.batch_size, minimum=1))
         self._set("seed", check_integer("seed", self.seed, minimum=0, maximum=2**63 - 1))
         rate = check_number("learning_rate", self.learning_rate, minimum=0.0)

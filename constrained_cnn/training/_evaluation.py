@@ -59,6 +59,11 @@ class Tally:
         """Number of samples so far."""
         return sum(self._sizes)
 
+    @property
+    def steps(self) -> int:
+        """Number of batches so far."""
+        return len(self._sizes)
+
     def first_bad_step(self) -> int | None:
         """Return the first step, counted from 1, whose loss is not finite; None if all are."""
         bad = ~torch.isfinite(torch.stack(self._losses))
@@ -115,10 +120,14 @@ def check_fits(model: nn.Module, source: Source, *, classifier: bool) -> None:
             outputs = model(inputs)
         except (RuntimeError, ValueError, TypeError) as error:
             shape = tuple(inputs.shape[1:])
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InvalidInputError(
                 f"the model cannot take the images of {source.name}, of shape {shape}: {reason}"
             ) from error
+    if not isinstance(outputs, Tensor):
+        raise InvalidInputError(
+            f"the model gives a {type(outputs).__name__}; its forward must return one tensor"
+        )
     if classifier and (outputs.ndim != 2 or outputs.shape[1] != source.classes):
         raise InvalidInputError(
             f"the model gives outputs of shape {tuple(outputs.shape[1:])} and {source.name} has "

@@ -31,6 +31,8 @@ from constrained_cnn.training._progress import EpochProgress
 from constrained_cnn.training._schedule import rate_table
 from constrained_cnn.training._source import Source, epoch_seed
 
+HISTORY_FILES = ("history.jsonl", "history.csv")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -178,7 +180,11 @@ class Run:
     def _check_finite(self, tally: Tally, epoch: int) -> None:
         step = tally.first_bad_step()
         if step is None:
-            return
+            # The loss of a step is that of the weights before it, so the last step shows here.
+            weights = [part for part in self.plan.model.parameters() if part.is_floating_point()]
+            if all(bool(torch.isfinite(part).all()) for part in weights):
+                return
+            step = tally.steps
         kept = "" if self.plan.folder is None else "; the checkpoint before it is kept"
         raise NonFiniteLossError(
             f"the loss is not finite at step {step} of epoch {epoch}{kept}; "
@@ -231,8 +237,14 @@ class Run:
             "rows": history.to_dicts(),
         }
         save_checkpoint(folder / FILE_NAME, state)
-        history.save(folder / "history.jsonl")
-        history.save(folder / "history.csv")
+        for name in HISTORY_FILES:
+            history.save(folder / name)
+
+    def forget(self) -> None:
+        """Remove what a run wrote that was refused before its first epoch ended."""
+        if self.plan.folder is not None and not self.rows:
+            for name in (FILE_NAME, *HISTORY_FILES):
+                (self.plan.folder / name).unlink(missing_ok=True)
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""

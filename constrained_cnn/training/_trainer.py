@@ -137,8 +137,13 @@ class Trainer:
         else:
             run.save()  # Shows before the first step that the folder can be written.
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), InterruptGuard() as guard:
-            return run.go(guard, progress=self.progress)
+        try:
+            with torch.random.fork_rng(devices), InterruptGuard() as guard:
+                return run.go(guard, progress=self.progress)
+        except InvalidInputError:
+            if not resume:
+                run.forget()
+            raise
 
     def evaluate(self, model: nn.Module, data: Data) -> Evaluation:
         """Return loss and accuracy of ``model`` on ``data``; its weights and mode stay.
