@@ -9,10 +9,10 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """:class:`torch.nn.Dropout`, faster on a CPU.
 
-    Torch draws the mask of a CPU tensor number by number on one thread, which takes a fifth of the
-    training step of a small network. Here the mask comes from raw 32-bit integers, two to a draw:
-    an element is dropped with the probability ``round(p * 2**32) / 2**32``, which is p up to the
-    rounding of a float. The law is the same and the draws are not. On other devices, in
+    Torch draws the mask of a CPU tensor number by number on one thread, which is a large part of
+    the training step of a small network. Here the mask comes from raw 32-bit integers, two to a
+    draw: an element is dropped with the probability ``round(p * 2**32) / 2**32``, which is p up
+    to the rounding of a float. The law is the same and the draws are not. On other devices, in
     evaluation mode and in place it is torch's own.
 
     Args:
