@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from constrained_cnn import models, recipes
-from constrained_cnn.blocks import ConvBNDrop, GAPHead, Transition1x1
+from constrained_cnn.blocks import ConvBNDrop, GAPHead, MaxPool2d, Transition1x1
 from constrained_cnn.record import write_atomically
 
 TARGET = 12_000
@@ -78,10 +78,10 @@ class Form:
 
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         parts["stage_1"] = nn.Sequential(*(block(width, 3) for width in self.stage_1))
-        parts["pool_1"] = nn.MaxPool2d(2)
+        parts["pool_1"] = MaxPool2d(2)
         parts["consolidate"] = block(self.consolidated, 1)
         parts["stage_2"] = nn.Sequential(*(block(width, 3) for width in self.stage_2))
-        parts["pool_2"] = nn.MaxPool2d(2)
+        parts["pool_2"] = MaxPool2d(2)
         if self.mixed:
             parts["mix"] = block(self.mixed, 1)
         padding = self.last_kernel // 2

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from constrained_cnn.blocks import Dropout
+from constrained_cnn.blocks import Dropout, MaxPool2d
 from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import DataError
 from constrained_cnn.training import TrainConfig
@@ -71,7 +71,8 @@ def train(
     """Train ``model`` in place.
 
     Args:
-        model: A classifier that gives logits; its dropouts become torch's own, as in the source.
+        model: A classifier that gives logits; its dropouts and pools become torch's own, as in the
+            source.
         images: The training images.
         config: Epochs, batch size, optimizer and schedule; the loss is cross-entropy.
         device: Where to train.
@@ -80,7 +81,7 @@ def train(
         Seconds of each epoch.
     """
     loader = make_loader(images, config.batch_size)
-    _use_torch_dropout(model)
+    _use_torch_parts(model)
     model.to(device)
     optimizer = config.make_optimizer(model.parameters())
     scheduler = config.make_scheduler(optimizer, config.epochs * len(loader), config.epochs)
@@ -92,11 +93,13 @@ def train(
     return seconds
 
 
-def _use_torch_dropout(model: nn.Module) -> None:
+def _use_torch_parts(model: nn.Module) -> None:
     for part in list(model.modules()):
         for name, child in part.named_children():
             if isinstance(child, Dropout):
                 setattr(part, name, nn.Dropout(child.p))
+            elif isinstance(child, MaxPool2d):
+                setattr(part, name, nn.MaxPool2d(child.kernel_size, child.stride))
 
 
 def _train_epoch(

@@ -114,7 +114,12 @@ class Timing:
 
 
 def measure(
-    recipe: Recipe, images: ImageSet, device: torch.device, *, repeats: int
+    recipe: Recipe,
+    images: ImageSet,
+    device: torch.device,
+    *,
+    repeats: int,
+    channels_last: bool = False,
 ) -> list[Timing]:
     """Time every way on the recipe's network, one after another and over again.
 
@@ -126,12 +131,15 @@ def measure(
         images: The images of an epoch.
         device: Where to train.
         repeats: How many times each way is timed.
+        channels_last: Whether all but the source's way get the channels innermost in memory.
 
     Returns:
         One timing for each of :data:`WAYS`, in order.
     """
     # Without what comes after the last step, which is no part of a step.
-    config = dataclasses.replace(recipe.config, epochs=2, precise_bn=None)
+    config = dataclasses.replace(
+        recipe.config, epochs=2, precise_bn=None, channels_last=channels_last
+    )
     images = images.augmented(recipe.augmentation)
     steps = images.steps(config.batch_size)
     found: dict[str, list[float]] = {name: [] for name in WAYS}
@@ -200,6 +208,11 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
     parser.add_argument("--steps", type=int, default=60, help="steps in an epoch (default 60)")
     parser.add_argument("--repeats", type=int, default=5, help="timings of each (default 5)")
+    parser.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="all but the source's way get the channels innermost in memory",
+    )
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--data-dir", metavar="DIR", help="where MNIST lies")
     parser.add_argument(
@@ -227,7 +240,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     environment = describe_environment(device)
     timings: list[Timing] = []
     for recipe in chosen:
-        rows = measure(recipe, images, device, repeats=repeats)
+        rows = measure(recipe, images, device, repeats=repeats, channels_last=options.channels_last)
         console.print(_table(rows))
         timings += rows
     console.print(
@@ -244,6 +257,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "data": images.name,
         "image_shape": images.shape,
         "batch_size": batch_size,
+        "channels_last": options.channels_last,
         "steps": steps,
         "repeats": repeats,
         "timings": [timing.to_dict() for timing in timings],

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from torch import nn
 
 from constrained_cnn import TrainConfig, cli, models, recipes
-from constrained_cnn.blocks import ConvBNDrop, GAPHead, Transition1x1
+from constrained_cnn.blocks import ConvBNDrop, GAPHead, MaxPool2d, Transition1x1
 from constrained_cnn.data import Augmentation
 
 P = 0.069  # the one dropout probability the rules allow
@@ -32,7 +32,7 @@ def my_mnist_12k() -> nn.Module:
                 ConvBNDrop(8, 12, kernel_size=3, padding=1, p_drop=P),
                 ConvBNDrop(12, 16, kernel_size=3, padding=1, p_drop=P),
             ),
-            pool_1=nn.MaxPool2d(2),
+            pool_1=MaxPool2d(2),
             # 14 x 14 cells. A 1x1 convolution consolidates the channels before the next stage.
             consolidate_1=Transition1x1(16, 12, p_drop=P),
             stage_2=nn.Sequential(
@@ -40,7 +40,7 @@ def my_mnist_12k() -> nn.Module:
                 ConvBNDrop(15, 20, kernel_size=3, padding=1, p_drop=P),
                 ConvBNDrop(20, 22, kernel_size=3, padding=1, p_drop=P),
             ),
-            pool_2=nn.MaxPool2d(2),
+            pool_2=MaxPool2d(2),
             # 7 x 7 cells.
             consolidate_2=Transition1x1(22, 16, p_drop=P),
             # The prediction zone: a plain convolution, global average pooling, linear.

@@ -109,7 +109,7 @@ def size_seen(steps: list[Step]) -> int:
 
 def before_pools(steps: list[Step]) -> list[list[Step]]:
     """Return what runs before each max-pool, from the image on."""
-    pools = [i for i, kind in enumerate(kinds(steps)) if kind is nn.MaxPool2d]
+    pools = [i for i, kind in enumerate(kinds(steps)) if issubclass(kind, nn.MaxPool2d)]
     return [steps[:i] for i in pools]
 
 

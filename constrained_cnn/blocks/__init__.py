@@ -8,5 +8,6 @@ is inside.
 from constrained_cnn.blocks._conv import ConvBNDrop, SeparableConvBNDrop, Transition1x1
 from constrained_cnn.blocks._dropout import Dropout
 from constrained_cnn.blocks._head import GAPHead
+from constrained_cnn.blocks._pool import MaxPool2d
 
-__all__ = ["ConvBNDrop", "Dropout", "GAPHead", "SeparableConvBNDrop", "Transition1x1"]
+__all__ = ["ConvBNDrop", "Dropout", "GAPHead", "MaxPool2d", "SeparableConvBNDrop", "Transition1x1"]

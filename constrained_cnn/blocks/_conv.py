@@ -7,6 +7,7 @@ from torch import nn
 
 from constrained_cnn.blocks._checks import check_cells, check_channels, check_padding
 from constrained_cnn.blocks._dropout import Dropout
+from constrained_cnn.blocks._pool import MaxPool2d
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
@@ -144,7 +145,7 @@ class Transition1x1(nn.Sequential):
             ),
         ]
         if pool is not None:
-            parts.insert(0 if pool == "before" else len(parts), ("pool", nn.MaxPool2d(2)))
+            parts.insert(0 if pool == "before" else len(parts), ("pool", MaxPool2d(2)))
         super().__init__(OrderedDict(parts))
 
 

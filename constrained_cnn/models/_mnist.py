@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from constrained_cnn.blocks import ConvBNDrop, GAPHead, Transition1x1
+from constrained_cnn.blocks import ConvBNDrop, GAPHead, MaxPool2d, Transition1x1
 from constrained_cnn.models._registry import register_model
 from constrained_cnn.models._weights import get_weights
 
@@ -50,10 +50,10 @@ def mnist_12k(*, weights: str | None = None) -> nn.Module:
     model = nn.Sequential(
         OrderedDict(
             stage_1=_stage(1, STAGE_1),
-            pool_1=nn.MaxPool2d(2),
+            pool_1=MaxPool2d(2),
             consolidate_1=Transition1x1(STAGE_1[-1], CONSOLIDATED_1, p_drop=P_DROP),
             stage_2=_stage(CONSOLIDATED_1, STAGE_2),
-            pool_2=nn.MaxPool2d(2),
+            pool_2=MaxPool2d(2),
             consolidate_2=Transition1x1(STAGE_2[-1], CONSOLIDATED_2, p_drop=P_DROP),
             last=nn.Conv2d(CONSOLIDATED_2, LAST, 1, bias=False),
             head=GAPHead(LAST, 10),
@@ -91,9 +91,9 @@ def mnist_12k_source(*, weights: str | None = None) -> nn.Module:
     model = nn.Sequential(
         OrderedDict(
             stage_1=_stage(1, (8, 16), drop="channel"),
-            pool_1=nn.MaxPool2d(2),
+            pool_1=MaxPool2d(2),
             stage_2=_stage(16, (24, 16), drop="channel"),
-            pool_2=nn.MaxPool2d(2),
+            pool_2=MaxPool2d(2),
             stage_3=nn.Sequential(stage_3),
             last=nn.Conv2d(14, 14, 3, bias=False),
             head=GAPHead(14, 10),
