@@ -75,7 +75,9 @@ class _Spread(torch.autograd.Function):
         torch.mul(values, from_above, out=rows[:, :, :, 0])
         torch.sub(values, rows[:, :, :, 0], out=rows[:, :, :, 1])
         rows = rows.view(count, channels, 2 * height, width)
-        spread = values.new_zeros(count, channels, *size)
+        covered = size == (2 * height, 2 * width)
+        make = values.new_empty if covered else values.new_zeros
+        spread = make(count, channels, *size)
         left = spread[:, :, : 2 * height, 0 : 2 * width : 2]
         right = spread[:, :, : 2 * height, 1 : 2 * width : 2]
         torch.mul(rows, from_left, out=left)
