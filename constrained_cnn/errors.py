@@ -19,6 +19,7 @@ __all__ = [
     "NonFiniteLossError",
     "OutputError",
     "check_choice",
+    "check_flag",
     "check_integer",
     "check_known_keys",
     "check_number",
@@ -158,6 +159,23 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         hint = closest(value, choices) if isinstance(value, str) else ""
         raise InvalidInputError(f"{name}={value!r}: must be one of {listed}{hint}")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is True or False, and not something that only counts as one.
+
+    Raises:
+        InvalidInputError: If it is not.
+
+    Examples:
+        >>> check_flag("bias", "no")
+        Traceback (most recent call last):
+        ...
+        constrained_cnn.errors.InvalidInputError: bias='no': must be True or False
+    """
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name}={value!r}: must be True or False")
     return value
 
 

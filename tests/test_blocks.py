@@ -319,6 +319,13 @@ TAIL_ERRORS: list[tuple[dict[str, Any], str]] = [
         "activation='relu': must be a class or function that makes a module, like nn.ReLU, or None",
     ),
     (
+        {"activation": dict},
+        "activation=<class 'dict'>: must be a class or function that makes a module, "
+        "like nn.ReLU, or None",
+    ),
+    ({"bias": "no"}, "bias='no': must be True or False"),
+    ({"norm": 1}, "norm=1: must be True or False"),
+    (
         {"activation": nn.ReLU()},
         "activation=ReLU(): must be a class or function that makes a module, like nn.ReLU, or None",
     ),

@@ -101,6 +101,9 @@ def test_numpy_numbers_become_plain_ones() -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "epochs=0: must be an integer of at least 1"),
     ({"epochs": True}, "epochs=True"),
+    ({"optimizer_options": {"nesterov": "no", "momentum": 0.9}}, "['nesterov']='no': must be True"),
+    ({"loss_options": {"size_average": False}}, "size_average=False: a training step"),
+    ({"schedule": "StepLR", "schedule_options": {"step_size": 1, "gamma": -1.0}}, "rate of -0.1"),
     ({"epochs": 2.0}, "epochs=2.0"),
     ({"batch_size": 0}, "batch_size=0: must be an integer of at least 1"),
     ({"seed": -1}, "seed=-1"),
@@ -131,7 +134,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"loss": "CrosEntropyLoss"}, "did you mean 'CrossEntropyLoss'?"),
     ({"loss": "ReLU"}, "loss='ReLU'"),
     ({"loss": "MultiMarginLoss", "loss_options": {"p": 3}}, "MultiMarginLoss refuses"),
-    ({"loss_options": {"reduction": "sum"}}, "gives no mean"),
+    ({"loss_options": {"reduction": "sum"}}, "need the mean"),
     ({"loss_options": {"weight": torch.ones(3)}}, "goes to the Trainer"),
     (
         {"schedule": "LambdaLR", "schedule_options": {"lr_lambda": lambda step: 1.0}},

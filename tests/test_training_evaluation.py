@@ -86,7 +86,9 @@ def test_the_model_stays_as_it_was(what: str) -> None:
 def test_modes_come_back_after_an_error_too() -> None:
     model = make_net()
     model.train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(
+        InvalidInputError, match=r"batch 1 of data \(inputs \(3, 1, 5, 5\) float32\)"
+    ):
         make_trainer().predict(model, torch.zeros(3, 1, 5, 5))
     assert all(part.training for part in model.modules())
 

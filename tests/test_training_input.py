@@ -203,9 +203,71 @@ def test_a_model_must_be_one() -> None:
     ],
     ids=["channels", "labels", "type"],
 )
-def test_a_first_batch_that_does_not_fit_is_described(batch: Batch, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        make_trainer().fit(make_net(), [batch])
+def test_a_batch_that_does_not_fit_is_described_wherever_it_comes(
+    batch: Batch, message: str
+) -> None:
+    trainer, good = make_trainer(), make_batches(2)
+    with pytest.raises(InvalidInputError, match=f"batch 1 of train .*{message}"):
+        trainer.fit(make_net(), [batch])
+    with pytest.raises(InvalidInputError, match=f"batch 3 of train .*{message}"):
+        trainer.fit(make_net(), [*good, batch])
+    with pytest.raises(InvalidInputError, match=f"batch 2 of validation .*{message}"):
+        trainer.fit(make_net(), good, [good[0], batch])
+    with pytest.raises(InvalidInputError, match=f"batch 1 of data .*{message}"):
+        trainer.evaluate(make_net(), [batch])
+
+
+def test_targets_of_another_shape_are_not_stretched_over_the_outputs() -> None:
+    """Torch broadcasts (4, 1) outputs over (4,) targets and only warns."""
+    trainer = make_trainer(TrainConfig(epochs=1, loss="MSELoss", schedule="constant"))
+    wrong = [(torch.randn(4, 3), torch.randn(4))]
+    with pytest.raises(InvalidInputError, match=r"targets \(4,\) float32.*Using a target size"):
+        trainer.fit(nn.Linear(3, 1), wrong)
+    with pytest.raises(InvalidInputError, match="Using a target size"):
+        trainer.evaluate(nn.Linear(3, 1), wrong)
+
+
+def test_a_model_is_left_in_evaluation_mode_after_an_error_too() -> None:
+    model = make_net()
+    with pytest.raises(InvalidInputError):
+        make_trainer().fit(model, [(torch.zeros(4, 3, 8, 8), torch.zeros(4))])
+    assert not model.training
+
+
+def test_running_out_of_memory_stays_what_it_is() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        make_trainer(loss=loss).fit(make_net(), make_set())
+
+
+def test_a_loss_of_one_number_in_a_row_counts_as_one_number() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets).reshape(1)
+
+    torch.manual_seed(0)
+    plain, reshaped = make_net(), make_net()
+    reshaped.load_state_dict(plain.state_dict())
+    images = make_set()
+    expected = make_trainer().fit(plain, images)
+    assert make_trainer(loss=loss).fit(reshaped, images)[-1].train_loss == expected[-1].train_loss
+
+
+def test_an_optimizer_over_another_models_weights() -> None:
+    other = make_net()
+    with pytest.raises(InvalidInputError, match="4 parameters that are not the model's"):
+        make_trainer(optimizer=lambda model: torch.optim.SGD(other.parameters())).fit(
+            make_net(), make_set()
+        )
+
+
+def test_a_schedule_with_a_negative_rate() -> None:
+    def scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step)
+
+    with pytest.raises(InvalidInputError, match=r"learning rate of -0\.01 at step 3"):
+        make_trainer(scheduler=scheduler).fit(make_net(), make_set())
 
 
 def test_a_loss_that_is_no_scalar_is_described() -> None:

@@ -274,6 +274,56 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_and_runs_nothing(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+WELL_FORMED = {
+    # what a hand could put into a file that torch reads without complaint
+    "config is no table": lambda state: state.update(config=[1]),
+    "no such epoch": lambda state: state.update(epoch=7),
+    "epoch is text": lambda state: state.update(epoch="2"),
+    "a row is text": lambda state: state["rows"].__setitem__(0, "first"),
+    "a loss is text": lambda state: state["rows"][0].update(train_loss="low"),
+    "a row lacks a value": lambda state: state["rows"][0].pop("seconds"),
+    "epochs out of order": lambda state: state["rows"].reverse(),
+    "a weight is a number": lambda state: state["model"].update({"0.bias": 1.0}),
+    "momentum of another shape": lambda state: state["optimizer"]["state"][0].update(
+        momentum_buffer=torch.zeros(3)
+    ),
+    "momentum of a parameter there is not": lambda state: state["optimizer"]["state"].update(
+        {99: {}}
+    ),
+    "no groups": lambda state: state["optimizer"].pop("param_groups"),
+    "a group of text": lambda state: state["optimizer"].update(param_groups=["all"]),
+    "a setting too many": lambda state: state["optimizer"]["param_groups"][0].update(zeal=1),
+    "averages that are not asked for": lambda state: state.update(average=dict(state["model"])),
+}
+
+
+@pytest.mark.parametrize("kind", WELL_FORMED)
+def test_a_well_formed_checkpoint_with_nonsense_in_it_changes_nothing(
+    kind: str, tmp_path: Path
+) -> None:
+    break_after(2, tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    state = torch.load(file, weights_only=True)
+    WELL_FORMED[kind](state)
+    torch.save(state, file)
+    model = make_net(seed=99)
+    before = copied(model)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt'"):
+        make_trainer().fit(model, make_set(), folder=tmp_path, resume=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_loader_of_another_length_is_other_data(tmp_path: Path) -> None:
+    make_trainer(changed(schedule="constant", schedule_options={})).fit(
+        make_net(), make_loader(), folder=tmp_path
+    )
+    shorter = list(make_loader())[:-1]
+    with pytest.raises(CheckpointError, match="steps was 4 and is 3"):
+        make_trainer(changed(schedule="constant", schedule_options={})).fit(
+            make_net(), shorter, folder=tmp_path, resume=True
+        )
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     model = make_net()

@@ -11,6 +11,7 @@ from constrained_cnn.blocks._pool import MaxPool2d
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
+    check_flag,
     check_integer,
     check_probability,
 )
@@ -248,6 +249,7 @@ def _conv(
     check_cells("stride", stride, minimum=1)
     check_cells("dilation", dilation, minimum=1)
     check_padding(padding, stride)
+    check_flag("bias", bias)
     return nn.Conv2d(
         in_channels,
         out_channels,
@@ -273,14 +275,25 @@ def _after_conv(
     check_choice("order", order, ORDERS)
     check_choice("drop", drop, tuple(DROPS))
     check_probability("p_drop", p_drop)
-    if isinstance(activation, nn.Module) or not (activation is None or callable(activation)):
-        raise InvalidInputError(
-            f"activation={activation!r}: must be a class or function that makes a module, "
-            "like nn.ReLU, or None"
-        )
-    act = [] if activation is None else [("act", activation())]
+    check_flag("norm", norm)
+    act = [] if activation is None else [("act", _activation(activation))]
     normalization = [("norm", nn.BatchNorm2d(channels))] if norm else []
     dropout = [("drop", DROPS[drop](p_drop))] if p_drop > 0 else []
     if order == "conv-relu-bn-drop":
         return [*act, *normalization, *dropout]
     return [*normalization, *act, *dropout]
+
+
+def _activation(make: Activation) -> nn.Module:
+    made: object = None
+    if callable(make) and not isinstance(make, nn.Module):
+        try:
+            made = make()
+        except TypeError:  # such as a plain function of a tensor
+            made = None
+    if not isinstance(made, nn.Module):
+        raise InvalidInputError(
+            f"activation={make!r}: must be a class or function that makes a module, "
+            "like nn.ReLU, or None"
+        )
+    return made

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from constrained_cnn.errors import check_choice, check_integer
+from constrained_cnn.errors import check_choice, check_flag, check_integer
 
 
 class GAPHead(nn.Sequential):
@@ -44,6 +44,7 @@ class GAPHead(nn.Sequential):
         check_choice("kind", kind, ("linear", "conv"))
         check_integer("in_channels", in_channels, minimum=1)
         check_integer("classes", classes, minimum=1)
+        check_flag("bias", bias)
         pool = [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())]
         if kind == "linear":
             parts = [*pool, ("linear", nn.Linear(in_channels, classes, bias=bias))]

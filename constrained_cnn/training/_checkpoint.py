@@ -10,13 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from constrained_cnn.errors import CheckpointError
 from constrained_cnn.record import write_atomically
 
 FORMAT = 1
 FILE_NAME = "checkpoint.pt"
-KEYS = {"format", "config", "callables", "data", "epoch", "model", "optimizer", "average", "rows"}
+KINDS: dict[str, Any] = {
+    "config": dict,
+    "callables": dict,
+    "data": dict,
+    "epoch": int,
+    "model": dict,
+    "optimizer": dict,
+    "average": dict | None,
+    "rows": list,
+}
+KEYS = {"format", *KINDS}
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
@@ -56,6 +67,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {reason}") from error
     if not isinstance(state, dict) or set(state) != KEYS or state["format"] != FORMAT:
         raise CheckpointError(f"{str(path)!r} is not a checkpoint of format {FORMAT}")
+    for name, kind in KINDS.items():
+        if not isinstance(state[name], kind):
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} is damaged: its {name!r} is a "
+                f"{type(state[name]).__name__}"
+            )
     return state
 
 
@@ -75,6 +92,8 @@ def check_same(path: str, what: str, saved: Mapping[str, Any], current: Mapping[
 
 def check_same_model(path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
     """Raise unless two state dictionaries have the same names and shapes."""
+    if not all(isinstance(part, Tensor) for part in saved.values()):
+        raise CheckpointError(f"{path!r} is damaged: among its weights is something else")
     missing = [name for name in current if name not in saved]
     unknown = [name for name in saved if name not in current]
     reshaped = [
@@ -90,3 +109,31 @@ def check_same_model(path: str, saved: Mapping[str, Tensor], current: Mapping[st
     if problems:
         listed = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
         raise CheckpointError(f"{path!r} holds the weights of another model: {listed}")
+
+
+def check_same_optimizer(path: str, saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Raise unless an optimizer's saved state fits the parameters of ``optimizer``.
+
+    Torch compares the number of groups and parameters and nothing else.
+    """
+    current = optimizer.state_dict()
+    try:
+        groups = [(len(group["params"]), set(group)) for group in saved["param_groups"]]
+        states = dict(saved["state"])
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path!r} is damaged: its optimizer has no {error}") from error
+    here = [(len(group["params"]), set(group)) for group in current["param_groups"]]
+    parameters = [part for group in optimizer.param_groups for part in group["params"]]
+    fits = groups == here and numbers == list(range(len(parameters))) and set(states) <= {*numbers}
+    for number, state in states.items() if fits else ():
+        parts = state.values() if isinstance(state, dict) else [None]
+        for part in parts:
+            if isinstance(part, Tensor):
+                fits = fits and (part.ndim == 0 or part.shape == parameters[number].shape)
+            else:
+                fits = fits and isinstance(part, int | float | bool)
+    if not fits:
+        raise CheckpointError(
+            f"{path!r}: its optimizer does not fit: it moved other parameters, or in another way"
+        )

@@ -17,6 +17,7 @@ from torch.optim import Optimizer, lr_scheduler
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
+    check_flag,
     check_integer,
     check_known_keys,
     check_number,
@@ -110,8 +111,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 self._set(name, check_number(name, value, minimum=0.0, maximum=maximum))
-        if not isinstance(self.channels_last, bool):
-            raise InvalidInputError(f"channels_last={self.channels_last!r}: must be True or False")
+        check_flag("channels_last", self.channels_last)
         self._fill_options()
         # Built once here, so that an option torch refuses is an error before anything starts.
         self.make_loss()
@@ -191,11 +191,12 @@ class TrainConfig:
         """Return the loss this configuration names."""
         kind = _torch_class("loss", self.loss, nn, nn.Module, suffix="Loss")
         options = dict(self.loss_options or {})
-        if options.get("reduction") in ("none", "sum"):
-            raise InvalidInputError(
-                f"loss_options: reduction={options['reduction']!r} gives no mean, which a training "
-                "step and its figures need; leave it out"
-            )
+        for name in ("reduction", "reduce", "size_average"):
+            if options.get(name, "mean") not in ("mean", None):
+                raise InvalidInputError(
+                    f"loss_options: {name}={options[name]!r}: a training step and its figures need "
+                    "the mean, which is what comes without this option; leave it out"
+                )
         return _build("loss_options", self.loss, kind, (), options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,6 +288,10 @@ def _build(
 ) -> Any:
     known = set(inspect.signature(kind).parameters) - {"self", "params", "optimizer"}
     check_known_keys(f"{name} of {kind_name}", options, known)
+    for option, parameter in inspect.signature(kind).parameters.items():
+        # Torch takes anything here, and "no" counts as True.
+        if isinstance(parameter.default, bool) and option in options:
+            check_flag(f"{name}[{option!r}]", options[option])
     try:
         return kind(*arguments, **options)
     except (TypeError, ValueError, ArithmeticError) as error:

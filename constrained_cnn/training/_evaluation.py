@@ -1,6 +1,7 @@
 """Evaluation: how a model does on a set, read once at the end."""
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError
 from constrained_cnn.training._executor import Loss, count_correct
 from constrained_cnn.training._source import Source
+
+# What torch, a model or a loss raise for a batch they cannot take.
+EXPLAINED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Tally:
 
     def add(self, loss: Tensor, correct: Tensor | None, size: int) -> None:
         """Keep what one batch gave."""
-        self._losses.append(loss)
+        self._losses.append(loss.reshape(()))  # one number, as a loss of one's own may be (1,)
         self._correct.append(correct)
         self._sizes.append(size)
 
@@ -95,13 +99,56 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+@contextmanager
+def explained(
+    name: str, batch: int, inputs: Tensor, targets: Tensor | None = None
+) -> Iterator[None]:
+    """Make an error of torch on one batch say which batch it was, and what it held.
+
+    Where a loss would stretch outputs and targets of different shapes over each other, torch only
+    warns; on the first batch that is an error here.
+
+    Args:
+        name: What the data is called.
+        batch: Number of the batch, counted from 1.
+        inputs: Its inputs.
+        targets: Its targets, where they take part.
+
+    Raises:
+        InvalidInputError: In place of torch's own error; running out of memory stays what it is.
+    """
+    try:
+        if batch > 1:
+            yield
+            return
+        # Only there: each change of the filters makes every other warning appear anew.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Using a target size")
+            yield
+    except (torch.OutOfMemoryError, ConstrainedCNNError):
+        raise
+    except EXPLAINED as error:
+        held = f"inputs {_say(inputs)}"
+        if targets is not None:
+            held += f", targets {_say(targets)}"
+        who = "the model" if targets is None else "model and loss"
+        raise InvalidInputError(
+            f"{who} cannot take batch {batch} of {name} ({held}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _say(part: Tensor) -> str:
+    return f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
+
+
 def evaluate(model: nn.Module, loss: Loss, source: Source) -> Evaluation:
     """Return how ``model`` does on every batch of ``source``."""
     tally = Tally()
     with evaluating(model), torch.no_grad():
         for inputs, targets in source.batches():
-            outputs = model(inputs)
-            tally.add(loss(outputs, targets), count_correct(outputs, targets), len(inputs))
+            with explained(source.name, tally.steps + 1, inputs, targets):
+                outputs = model(inputs)
+                tally.add(loss(outputs, targets), count_correct(outputs, targets), len(inputs))
     if tally.samples == 0:
         raise InvalidInputError(f"{source.name}: gave no batches")
     return tally.read()

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from constrained_cnn.errors import CheckpointError, check_choice, check_known_keys
+from constrained_cnn.errors import (
+    CheckpointError,
+    InvalidInputError,
+    check_choice,
+    check_integer,
+    check_known_keys,
+)
 from constrained_cnn.record import write_atomically
 
 
@@ -38,6 +44,7 @@ class EpochRow:
     seconds: float
 
 
+OPTIONAL = ("train_accuracy", "validation")
 COLUMNS = tuple(f.name for f in dataclasses.fields(EpochRow))
 
 
@@ -114,8 +121,25 @@ class History:
 
 
 def row_from_dict(values: Mapping[str, Any]) -> EpochRow:
-    """Return the row that ``values`` describe."""
+    """Return the row that ``values`` describe.
+
+    Raises:
+        InvalidInputError: If a value is unknown, missing or of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(f"history row {values!r}: must be a table of values")
     check_known_keys("history row", values, COLUMNS)
+    missing = [name for name in COLUMNS if name not in values]
+    if missing:
+        raise InvalidInputError(f"history row: has no {missing[0]!r}")
+    check_integer("epoch", values["epoch"], minimum=1)
+    for name in COLUMNS[1:]:
+        value = values[name]
+        # Losses may be NaN, so this is not check_number.
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise InvalidInputError(f"history row: {name}={value!r} must be a number")
+        if value is None and not name.startswith(OPTIONAL):
+            raise InvalidInputError(f"history row: {name} must be a number")
     return EpochRow(**values)
 
 

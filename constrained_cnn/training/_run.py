@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,11 +19,12 @@ from constrained_cnn.training._checkpoint import (
     FILE_NAME,
     check_same,
     check_same_model,
+    check_same_optimizer,
     load_checkpoint,
     save_checkpoint,
 )
 from constrained_cnn.training._config import CONSTANT, TrainConfig
-from constrained_cnn.training._evaluation import Evaluation, Tally, evaluate
+from constrained_cnn.training._evaluation import Evaluation, Tally, evaluate, explained
 from constrained_cnn.training._executor import EagerExecutor, Executor, Loss, Parts
 from constrained_cnn.training._history import EpochRow, History, row_from_dict
 from constrained_cnn.training._interrupt import InterruptGuard
@@ -67,7 +68,6 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows: list[EpochRow] = []
-        self._stepped = False
         config = plan.config
         if plan.make_optimizer is None:
             self.optimizer = config.make_optimizer(plan.model.parameters())
@@ -78,6 +78,7 @@ class Run:
                     f"optimizer: made {type(self.optimizer).__name__}; must make a torch optimizer "
                     "whose step takes a single gradient, so not LBFGS"
                 )
+            _check_moves_model(self.optimizer, plan.model)
         self.average: AveragedModel | None = None
         if config.weight_averaging is not None:
             decay = get_ema_multi_avg_fn(config.weight_averaging)
@@ -92,14 +93,16 @@ class Run:
         """Run the epochs that are left, until done or asked to stop."""
         epochs = self.plan.config.epochs
         shown = EpochProgress(epochs=epochs, steps=self.plan.train.steps, enabled=progress)
-        with shown:
-            while len(self.rows) < epochs and not guard.requested:
-                row = self._epoch(len(self.rows) + 1, guard, shown)
-                if row is not None:
-                    self.rows.append(row)
-                    shown.end_epoch(row)
-                    self.save()
-        self.plan.model.eval()
+        try:
+            with shown:
+                while len(self.rows) < epochs and not guard.requested:
+                    row = self._epoch(len(self.rows) + 1, guard, shown)
+                    if row is not None:
+                        self.rows.append(row)
+                        shown.end_epoch(row)
+                        self.save()
+        finally:
+            self.plan.model.eval()
         finished = len(self.rows) == epochs
         return History(tuple(self.rows), "finished" if finished else "interrupted")
 
@@ -114,8 +117,9 @@ class Run:
         batches = self.plan.train.training_batches(seed=seed, epoch=epoch)
         for step, (inputs, targets) in enumerate(batches):
             rates = self._rates_of(epoch, step)
-            loss, correct = self._step(inputs, targets, rates)
-            tally.add(loss, correct, len(inputs))
+            with explained("train", step + 1, inputs, targets):
+                loss, correct = self._executor.step(inputs, targets, rates)
+                tally.add(loss, correct, len(inputs))
             shown.advance(step + 1)
             if guard.requested and step + 1 != self.plan.train.steps:
                 return None
@@ -138,28 +142,6 @@ class Run:
             learning_rate=self._rates_of(epoch, 0)[0],
             seconds=time.perf_counter() - started,
         )
-
-    def _step(
-        self, inputs: Tensor, targets: Tensor, rates: Sequence[float]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Take one step; a first one that fails says what it was given."""
-        if self._stepped:
-            return self._executor.step(inputs, targets, rates)
-        try:
-            result = self._executor.step(inputs, targets, rates)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            given = ", ".join(
-                f"{name} {tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
-                for name, part in (("inputs", inputs), ("targets", targets))
-            )
-            raise InvalidInputError(
-                f"the model, loss and optimizer cannot take a step on the first batch of train "
-                f"({given}): {type(error).__name__}: {error}"
-            ) from error
-        self._stepped = True
-        return result
 
     def _validate(self) -> Evaluation | None:
         if self.plan.validation is None:
@@ -254,14 +236,23 @@ class Run:
         check_same_model(str(path), state["model"], self.plan.model.state_dict())
         for name, current in self._identity().items():
             check_same(str(path), name, state[name], current)
+        check_same_optimizer(str(path), state["optimizer"], self.optimizer)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"{str(path)!r}: its optimizer does not fit: {error}") from error
-        self.plan.model.load_state_dict(state["model"])
-        if self.average is not None and state["average"] is not None:
+            rows = [row_from_dict(row) for row in state["rows"]]
+        except InvalidInputError as error:
+            raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
+        finished = len(rows) == self.plan.config.epochs
+        averaged = self.average is not None and not finished  # the end makes it the model
+        if [row.epoch for row in rows] != list(range(1, state["epoch"] + 1)):
+            raise CheckpointError(f"{str(path)!r} is damaged: its epochs are not 1, 2, 3 and so on")
+        if averaged != (state["average"] is not None):
+            raise CheckpointError(f"{str(path)!r} is damaged: it holds no averaged weights")
+        if self.average is not None and averaged:
+            check_same_model(str(path), state["average"], self.average.state_dict())
             self.average.load_state_dict(state["average"])
-        self.rows = [row_from_dict(row) for row in state["rows"]]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.plan.model.load_state_dict(state["model"])
+        self.rows = rows
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a run to go on."""
@@ -270,3 +261,15 @@ class Run:
             "callables": dict.fromkeys(self.plan.callables, "given"),
             "data": self.plan.train.describe(),
         }
+
+
+def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise unless what a caller's optimizer moves are parameters of the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = sum(parameter not in own for parameter in moved)
+    if foreign:
+        raise InvalidInputError(
+            f"optimizer: made one over {foreign} parameters that are not the model's; make it from "
+            "the model it is given"
+        )

@@ -1,6 +1,7 @@
 """The learning rate of every step, worked out before the first."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 
@@ -37,7 +38,8 @@ def rate_table(
         One row per step with one rate per parameter group.
 
     Raises:
-        InvalidInputError: If the schedule changes anything but the rate, or ends too early.
+        InvalidInputError: If the schedule changes anything but the rate, gives a negative or
+            infinite one, or ends too early.
     """
     before = [_settings(group) for group in optimizer.param_groups]
     originals = [dict(group) for group in optimizer.param_groups]
@@ -54,6 +56,7 @@ def rate_table(
                 if index and (interval == "step" or index % steps_per_epoch == 0):
                     scheduler.step()
                 rates.append([float(group["lr"]) for group in optimizer.param_groups])
+                _check_rates(rates[-1], index + 1)
                 _check_only_rate_moves(optimizer, before)
     except InvalidInputError:
         raise
@@ -79,6 +82,15 @@ def _settings(group: dict[str, object]) -> dict[str, object]:
         for key, value in group.items()
         if key != "params"
     }
+
+
+def _check_rates(rates: list[float], step: int) -> None:
+    for rate in rates:
+        if not (math.isfinite(rate) and rate >= 0):
+            raise InvalidInputError(
+                f"the schedule gives a learning rate of {rate!r} at step {step}; it must be finite "
+                "and at least 0 in every step of the run"
+            )
 
 
 def _check_only_rate_moves(optimizer: Optimizer, before: list[dict[str, object]]) -> None:

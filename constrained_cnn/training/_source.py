@@ -106,8 +106,8 @@ class Source:
         return None if self.resident is None else len(self.resident.classes)
 
     def describe(self) -> dict[str, Any]:
-        """Return what an epoch depends on as plain data; nothing for an iterable."""
-        return {} if self.resident is None else self.resident.describe()
+        """Return what an epoch depends on as plain data; of an iterable only its length."""
+        return {"steps": self.steps} if self.resident is None else self.resident.describe()
 
     def first_inputs(self) -> Tensor | None:
         """Return the inputs of one small batch; None for an iterable, which is not disturbed."""

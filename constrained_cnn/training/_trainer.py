@@ -14,7 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from constrained_cnn.errors import InvalidInputError, OutputError
 from constrained_cnn.training._checkpoint import FILE_NAME
 from constrained_cnn.training._config import TrainConfig
-from constrained_cnn.training._evaluation import Evaluation, check_fits, evaluate, evaluating
+from constrained_cnn.training._evaluation import (
+    Evaluation,
+    check_fits,
+    evaluate,
+    evaluating,
+    explained,
+)
 from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._history import History
 from constrained_cnn.training._interrupt import InterruptGuard
@@ -171,8 +177,11 @@ class Trainer:
             parts = data.split(self.config.batch_size) if len(data) else ()
             data = [(part, part) for part in parts]
         source = self._source(model, data, "data")
+        outputs: list[Tensor] = []
         with evaluating(model), torch.no_grad():
-            outputs = [model(inputs).cpu() for inputs, _ in source.batches()]
+            for inputs, _ in source.batches():
+                with explained("data", len(outputs) + 1, inputs):
+                    outputs.append(model(inputs).cpu())
         if not outputs:
             raise InvalidInputError("data: gave no batches")
         return torch.cat(outputs)
