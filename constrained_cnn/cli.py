@@ -1,7 +1,7 @@
 """The command line: ``constrained-cnn`` and ``python -m constrained_cnn``.
 
-Exit status: 0 done, 2 cannot run, 130 stopped by Ctrl-C. Nothing heavy is imported until a command
-needs it, so ``--help`` answers at once.
+Exit status: 0 done, 2 cannot run or not in full, 130 stopped by Ctrl-C. Nothing heavy is imported
+until a command needs it, so ``--help`` answers at once.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from constrained_cnn.errors import CheckpointError, ConstrainedCNNError
+from constrained_cnn.errors import CheckpointError, ConstrainedCNNError, DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,6 +132,7 @@ def _train(options: argparse.Namespace) -> int:
 
     console = Console(stderr=options.json, highlight=False)
     recipe = recipes.get_recipe(options.recipe)
+    name = recipes.run_name(recipe, options.data)
     keywords: dict[str, Any] = {
         "data_name": options.data,
         "data_dir": options.data_dir,
@@ -145,14 +146,13 @@ def _train(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         if options.seeds is None:
-            name = f"{recipe.name}-seed-{options.seed}"
-            folder = recipes.run_folder(options.out, name, resume=options.resume)
+            folder = recipes.run_folder(
+                options.out, f"{name}-seed-{options.seed}", resume=options.resume
+            )
             _announce(console, options, recipe, folder)
             records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
         else:
-            folder = recipes.seeds_folder(
-                options.out, recipe.name, options.seeds, resume=options.resume
-            )
+            folder = recipes.seeds_folder(options.out, name, options.seeds, resume=options.resume)
             _announce(console, options, recipe, folder)
             records = recipes.run_seeds(recipe, options.seeds, out=folder, **keywords)
             _keep_statistics(records, folder)
@@ -181,8 +181,6 @@ def _announce(
         return
     _print_layers(console, recipe)
     console.print(f"Results go to {folder}{os.sep}", markup=False)
-    if options.test_curve:
-        console.print("The columns of validation are readings of the test set (--test-curve).")
 
 
 def _keep_statistics(records: "Sequence[RunRecord]", folder: "Path") -> None:
@@ -283,11 +281,21 @@ def _predict(options: argparse.Namespace) -> int:
 
     from constrained_cnn import data
 
-    pictures = data.read_pictures(options.images, invert=options.invert)
     model, mean, std, classes = _trained_model(options.run)
+    read, pictures, unread = [], [], []
+    for image in options.images:
+        try:
+            pictures.append(data.read_pictures(image, invert=options.invert))
+            read.append(image)
+        except DataError as error:  # one that cannot be read keeps the others from nothing
+            unread.append(error)
+    for reason in unread:
+        print(f"error: {reason}", file=sys.stderr)
+    if not read:
+        return EXIT_CANNOT_RUN
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     with torch.no_grad():
-        chances = model.eval()((pictures / 255 - mean) / std).softmax(1)
+        chances = model.eval()((torch.cat(pictures) / 255 - mean) / std).softmax(1)
     best, which = chances.topk(2)
     answers = [
         {
@@ -297,21 +305,22 @@ def _predict(options: argparse.Namespace) -> int:
             "runner_up": classes[second],
         }
         for image, (first, second), chance in zip(
-            options.images, which.tolist(), best[:, 0].tolist(), strict=True
+            read, which.tolist(), best[:, 0].tolist(), strict=True
         )
     ]
     if options.json:
         print(json.dumps(answers))
-        return EXIT_DONE
+        return EXIT_CANNOT_RUN if unread else EXIT_DONE
     table = Table()
     table.add_column("picture", overflow="fold")
     for heading in ("reads", "probability", "next best"):
         table.add_column(heading, justify="right")
     for answer in answers:
-        chance = f"{100 * answer['probability']:.1f} %"
+        percent = 100 * answer["probability"]
+        chance = f"{percent:.1f} %" if percent < 99.95 else "over 99.9 %"
         table.add_row(Text(answer["image"]), answer["class"], chance, answer["runner_up"])
     Console().print(table)
-    return EXIT_DONE
+    return EXIT_CANNOT_RUN if unread else EXIT_DONE
 
 
 def _trained_model(folder: str | None) -> tuple[Any, ...]:
@@ -335,5 +344,6 @@ def _trained_model(folder: str | None) -> tuple[Any, ...]:
             file=sys.stderr,
         )
     model = models.create_model(record.model)
-    models.load_weights(model, Path(folder) / "weights.safetensors")
+    file = Path(folder) / "weights.safetensors"
+    models.load_weights(model, file, sha256=record.weights_sha256)
     return model, record.data["mean"], record.data["std"], record.data["classes"]

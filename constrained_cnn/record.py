@@ -80,6 +80,7 @@ class RunRecord:
         test_readings: Every reading of the test set, in order: its epoch and its purpose.
         result: Final figures: ``test_accuracy``, ``test_loss``, ``test_errors``, ``seconds``.
         history: One row per epoch.
+        weights_sha256: Checksum of the run's weight file; None if the run is not finished.
         environment: Versions, hardware, threads, commit, date.
     """
 
@@ -95,6 +96,7 @@ class RunRecord:
     test_readings: Sequence[Mapping[str, Any]] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
+    weights_sha256: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -320,8 +320,10 @@ TAIL_ERRORS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"activation": dict},
-        "activation=<class 'dict'>: must be a class or function that makes a module, "
-        "like nn.ReLU, or None",
+        (
+            "activation=<class 'dict'>: must be a class or function that makes a module, "
+            "like nn.ReLU, or None"
+        ),
     ),
     ({"bias": "no"}, "bias='no': must be True or False"),
     ({"norm": 1}, "norm=1: must be True or False"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def train(*words: str) -> int:
 def test_the_reference_recipe_on_digits_leaves_everything(capsys: Captured) -> None:
     words = ["--data", "digits", "--epochs", "1", "--device", "cpu"]
     assert main(["train", "mnist-12k", *words]) == 0
-    folder = Path("runs/mnist-12k-seed-0")
+    folder = Path("runs/mnist-12k-digits-seed-0")
     assert {path.name for path in folder.iterdir()} == FILES
     assert len(list((folder / "pictures").glob("*.png"))) == 4
     record = RunRecord.load(folder)
@@ -134,7 +135,7 @@ def test_a_finished_run_is_never_overwritten(capsys: Captured) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_default_folders_are_numbered(capsys: Captured) -> None:
-    for name in ("tiny-seed-3", "tiny-seed-3-2", "tiny-seed-3-3"):
+    for name in ("tiny-seed-3", "tiny-seed-3-run-2", "tiny-seed-3-run-3"):
         assert train("--seed", "3", "--quiet") == 0
         assert f"runs/{name}/" in capsys.readouterr().out
         assert RunRecord.load(f"runs/{name}").seed == 3
@@ -149,7 +150,7 @@ def test_a_folder_with_brackets_is_printed_as_it_is(capsys: Captured) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_a_range_of_seeds_gives_a_run_each_and_their_mean(capsys: Captured) -> None:
     assert train("--seeds", "0-1") == 0
-    folder = Path("runs/tiny-seeds-0-1")
+    folder = Path("runs/tiny-seeds-0-to-1")
     records = [RunRecord.load(folder / f"seed-{seed}") for seed in (0, 1)]
     assert [record.seed for record in records] == [0, 1]
     accuracies = [record.test_accuracy for record in records]
@@ -196,6 +197,9 @@ def test_a_test_curve_is_in_the_record() -> None:
     readings = RunRecord.load("runs/tiny-seed-0").test_readings
     assert [reading["epoch"] for reading in readings] == [1, 2, 2]
     assert "optimistic" in readings[0]["purpose"]
+    heading = Path("runs/tiny-seed-0/history.csv").read_text().splitlines()[0]
+    assert "test_accuracy" in heading
+    assert "validation" not in heading
 
 
 @pytest.mark.usefixtures("tiny")
@@ -205,7 +209,7 @@ def test_a_test_curve_is_in_the_record() -> None:
         (["--epochs", "0"], "epochs=0: must be an integer of at least 1"),
         (["--seed", "-1"], "seed=-1"),
         (["--held-out", "-1"], "held_out=-1"),
-        (["--held-out", "100000"], "count=100000"),
+        (["--held-out", "100000"], "held_out=100000"),
         (["--held-out", "30", "--test-curve"], "never reads the test"),
         (["--device", "gpu"], "device='gpu'"),
         (["--resume"], "there is nothing to resume"),
@@ -320,11 +324,22 @@ def test_predict_reads_pictures_with_weights_of_ones_own(capsys: Captured, tmp_p
     assert f"{100 * answers[0]['probability']:.1f} %" in printed
 
 
+def test_predict_reads_the_other_pictures_when_one_is_bad(capsys: Captured, tmp_path: Path) -> None:
+    good = draw_digit(tmp_path / "one.png", one=True)
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert main(["predict", str(tmp_path / "none.png"), str(good), str(pipe), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert [answer["image"] for answer in json.loads(printed.out)] == [str(good)]
+    assert "none.png': there is no such picture" in printed.err
+    assert "pipe.png' is no readable picture: it is not a file" in printed.err
+
+
 def finished_run(model: nn.Module, folder: Path) -> Path:
     """Make a folder as a finished run leaves it, with the weights of ``model``."""
     shipped = models.get_weights("mnist_12k", "mnist").record
     data = {**shipped.data, "classes": [str(digit) for digit in range(10)]}
-    dataclasses.replace(shipped, data=data).save(folder / "record.json")
+    dataclasses.replace(shipped, data=data, weights_sha256=None).save(folder / "record.json")
     models.save_weights(model, folder / "weights.safetensors")
     return folder
 
@@ -337,6 +352,7 @@ def finished_run(model: nn.Module, folder: Path) -> Path:
         ("missing weights", "cannot read weights"),
         ("damaged weights", "are damaged"),
         ("other weights", "belong to another model"),
+        ("weights of another run", "are not those of the record"),
         ("no run", "is not a readable run record"),
     ],
 )
@@ -356,6 +372,9 @@ def test_predict_says_what_is_wrong(
         weights.write_bytes(weights.read_bytes()[:500])
     elif case == "other weights":
         models.save_weights(models.create_model("mnist_12k_source"), weights)
+    elif case == "weights of another run":
+        record = dataclasses.replace(RunRecord.load(folder), weights_sha256="0" * 64)
+        record.save(folder / "record.json")
     else:
         folder = tmp_path / "elsewhere"
     assert main(["predict", str(picture), "--run", str(folder)]) == 2

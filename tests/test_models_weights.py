@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from torch import nn
 
 from constrained_cnn import models
 from constrained_cnn.errors import CheckpointError, InvalidInputError
-from constrained_cnn.models import Weights, _weights
+from constrained_cnn.models import Weights, _weights, load_weights, save_weights
 
 NETWORKS = [models.mnist_12k, models.mnist_12k_source]
 
@@ -105,6 +106,41 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(model.state_dict(), path)
     with pytest.raises(CheckpointError, match="are damaged"):
         models.load_weights(model, path)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.full((2, 3), torch.nan), "'weight' holds NaN or infinity"),
+        (torch.ones(2, 3, dtype=torch.int64), "'weight' is of type torch.int64"),
+    ],
+)
+def test_weights_no_training_gives_are_refused(
+    weight: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"weight": weight, "bias": torch.zeros(2)}, file)
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(model, file)
+    assert torch.equal(model.weight, before)
+
+
+def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
+    half = nn.Linear(3, 2).half()
+    save_weights(half, tmp_path / "weights.safetensors")
+    model = nn.Linear(3, 2)
+    load_weights(model, tmp_path / "weights.safetensors")
+    assert torch.equal(model.weight, half.weight.float())
+
+
+def test_weights_must_have_the_checksum_asked_for(tmp_path: Path) -> None:
+    file = save_weights(nn.Linear(3, 2), tmp_path / "weights.safetensors")
+    model = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match="not those of the record"):
+        load_weights(model, file, sha256="0" * 64)
+    load_weights(model, file, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def test_a_missing_file_is_refused_by_path(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Recipes: what a run leaves behind, when it reads the test set, and what it never overwrites."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -96,7 +97,9 @@ def test_a_run_leaves_everything_and_its_figures_are_those_of_its_weights(
     assert RunRecord.load(out).to_dict() == record.to_dict()
 
     model = tiny_net()
-    model.load_state_dict(safetensors.torch.load_file(out / "weights.safetensors"))
+    weights = out / "weights.safetensors"
+    assert record.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    model.load_state_dict(safetensors.torch.load_file(weights))
     train, test = digits
     inputs = (test.images.float() / 255 - train.mean[0]) / train.std[0]
     outputs = model.eval()(inputs).detach()
@@ -257,13 +260,15 @@ def test_an_unfinished_run_is_not_overwritten_by_accident(tmp_path: Path) -> Non
 def test_runs_without_a_folder_are_numbered_and_the_newest_is_resumed() -> None:
     run()
     run()
-    assert sorted(os.listdir("runs")) == ["tiny-seed-0", "tiny-seed-0-2"]
-    with pytest.raises(OutputError, match="tiny-seed-0-2' holds a finished run"):
+    assert sorted(os.listdir("runs")) == ["tiny-seed-0", "tiny-seed-0-run-2"]
+    with pytest.raises(OutputError, match="nothing to resume"):
         run(resume=True)
     break_off(recipes.run_folder(None, "tiny-seed-0", resume=False))
-    assert sorted(os.listdir("runs")) == ["tiny-seed-0", "tiny-seed-0-2", "tiny-seed-0-3"]
+    run()  # a later one that is finished is not in the way
+    names = ["tiny-seed-0", "tiny-seed-0-run-2", "tiny-seed-0-run-3", "tiny-seed-0-run-4"]
+    assert sorted(os.listdir("runs")) == names
     run(resume=True)
-    assert RunRecord.load("runs/tiny-seed-0-3").status == "finished"
+    assert RunRecord.load("runs/tiny-seed-0-run-3").status == "finished"
     run(seed=7)
     assert sorted(os.listdir("runs"))[-1] == "tiny-seed-7"
 
@@ -275,7 +280,7 @@ def test_runs_without_a_folder_are_numbered_and_the_newest_is_resumed() -> None:
         ({"seed": -1}, InvalidInputError, "seed=-1"),
         ({"epochs": 0}, InvalidInputError, "epochs=0"),
         ({"held_out": -1}, InvalidInputError, "held_out=-1"),
-        ({"held_out": 10_000}, InvalidInputError, "count=10000"),
+        ({"held_out": 10_000}, InvalidInputError, "held_out=10000"),
         ({"held_out": 30, "test_curve": True}, InvalidInputError, "never reads the test"),
         ({"device": "gpu"}, InvalidInputError, "device='gpu'"),
         ({"resume": True}, OutputError, "there is nothing to resume"),
@@ -351,10 +356,12 @@ def test_folders_of_seeds_are_numbered(tmp_path: Path) -> None:
     def asked(*, resume: bool) -> str:
         return recipes.seeds_folder(None, "tiny", [0, 1, 2], resume=resume).as_posix()
 
-    assert asked(resume=True) == asked(resume=False) == "runs/tiny-seeds-0-2"
-    os.makedirs("runs/tiny-seeds-0-2")
-    assert asked(resume=False) == "runs/tiny-seeds-0-2-2"
-    assert asked(resume=True) == "runs/tiny-seeds-0-2"
+    assert asked(resume=False) == "runs/tiny-seeds-0-to-2"
+    with pytest.raises(OutputError, match="nothing to resume"):
+        asked(resume=True)
+    os.makedirs("runs/tiny-seeds-0-to-2")
+    assert asked(resume=False) == "runs/tiny-seeds-0-to-2-run-2"
+    assert asked(resume=True) == "runs/tiny-seeds-0-to-2"
     assert recipes.seeds_folder("mine", "tiny", [0], resume=False) == Path("mine")
 
 

@@ -1,6 +1,7 @@
 """History: its rows survive every file, and its tables say what the rows say."""
 
 import csv
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -98,6 +99,20 @@ def test_as_markdown() -> None:
     assert lines[1] == "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[2] == "| 1 | 0.5000 | 87.50 % | - | - | 0.05 | 1.2 |"
     assert len(lines) == 4
+
+
+def test_readings_of_the_test_set_are_called_so(tmp_path: Path) -> None:
+    history = dataclasses.replace(TWO, judged_on="test")
+    assert "test loss" in str(history)
+    assert "| test loss | test acc |" in history.to_markdown()
+    assert history.to_csv().splitlines()[0].count("test_") == 2
+    assert history.to_dicts()[1]["test_accuracy"] == TWO[1].validation_accuracy
+    loaded = History.load(history.save(tmp_path / "history.jsonl"))
+    assert (loaded.rows, loaded.judged_on) == (history.rows, "test")
+
+
+def test_what_was_not_judged_has_no_columns() -> None:
+    assert "val." not in str(History((row(1),)))
 
 
 @pytest.mark.parametrize(

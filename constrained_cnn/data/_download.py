@@ -33,6 +33,7 @@ def download_files(
         RuntimeError: If what came is not what was asked for, or nothing came for 10 seconds.
         DataError: If the files unpacked are damaged.
     """
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
     attempt = _Attempt(torchvision_name, temporary)
@@ -47,6 +48,9 @@ def download_files(
     finally:
         attempt.left = True
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # only those that are empty go, innermost first
+            for empty in made:
+                empty.rmdir()
 
 
 class _Attempt(threading.Thread):

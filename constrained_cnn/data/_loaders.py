@@ -252,7 +252,7 @@ def _find(source: _Source, root: _Root, download: bool) -> Path:
     given, searched = _roots(root)
     for candidate in searched:
         folder = candidate / source.folder
-        missing = [name for name in source.files if not (folder / name).is_file()]
+        missing = [name for name in source.files if not (folder / name).exists()]
         if len(missing) < len(source.files):
             if missing:
                 raise DataError(
@@ -260,6 +260,13 @@ def _find(source: _Source, root: _Root, download: bool) -> Path:
                     "missing, or remove the folder to have the set downloaded"
                 )
             check_files(folder, source.files, source.md5)
+            if root is not None and candidate != Path(root).expanduser():
+                warnings.warn(
+                    f"{str(Path(root) / source.folder)!r} holds no {source.name}; it was taken "
+                    f"from {str(folder)!r}",
+                    UserWarning,
+                    stacklevel=4,
+                )
             return folder
     looked = ", ".join(repr(str(candidate / source.folder)) for candidate in searched)
     if not download:

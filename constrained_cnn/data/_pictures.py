@@ -75,6 +75,8 @@ def open_picture(path: Path) -> "Image":
     """
     from PIL import Image, ImageOps
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{str(path)!r} is no readable picture: it is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on large photographs and odd metadata

@@ -107,16 +107,29 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     return write_atomically(path, safetensors.torch.save(tensors))
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, sha256: str | None = None
+) -> None:
     """Fill ``model`` with the weights in a ``.safetensors`` file. No code from it is run.
 
+    Args:
+        model: The network.
+        path: The file.
+        sha256: Checksum the file must have, such as that of a run's record; None for any.
+
     Raises:
-        CheckpointError: If the file is missing or damaged, or belongs to another model.
+        CheckpointError: If the file is missing or damaged, or belongs to another model or run.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read weights {str(path)!r}: {error.strerror}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, found):
+        raise CheckpointError(
+            f"weights {str(path)!r} are not those of the record: their SHA-256 is {found}, and the "
+            f"record says {sha256}"
+        )
     _fill(model, content, str(path))
 
 
@@ -143,7 +156,8 @@ def _fill(model: nn.Module, content: bytes, name: str) -> None:
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"weights {name!r} are damaged: {error}") from error
     # torch copies what fits before it says what does not, so everything is compared first.
-    wanted = {key: tuple(part.shape) for key, part in model.state_dict().items()}
+    state = model.state_dict()
+    wanted = {key: tuple(part.shape) for key, part in state.items()}
     found = {key: tuple(part.shape) for key, part in tensors.items()}
     for key in [*wanted, *sorted(found)]:
         if wanted.get(key) != found.get(key):
@@ -152,4 +166,9 @@ def _fill(model: nn.Module, content: bytes, name: str) -> None:
                 f"{found.get(key, 'missing')} in the file and {wanted.get(key, 'missing')} "
                 "in the model"
             )
+    for key, part in tensors.items():
+        if part.is_floating_point() != state[key].is_floating_point():
+            raise CheckpointError(f"weights {name!r} are damaged: {key!r} is of type {part.dtype}")
+        if not bool(part.isfinite().all()):
+            raise CheckpointError(f"weights {name!r} are damaged: {key!r} holds NaN or infinity")
     model.load_state_dict(tensors)

@@ -9,7 +9,13 @@
 
 from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import run_folder, seeds_folder
-from constrained_cnn.recipes._recipe import Recipe, get_recipe, list_recipes, register_recipe
+from constrained_cnn.recipes._recipe import (
+    Recipe,
+    get_recipe,
+    list_recipes,
+    register_recipe,
+    run_name,
+)
 from constrained_cnn.recipes._run import run, run_seeds
 
 __all__ = [
@@ -20,6 +26,7 @@ __all__ = [
     "register_recipe",
     "run",
     "run_folder",
+    "run_name",
     "run_seeds",
     "seeds_folder",
 ]

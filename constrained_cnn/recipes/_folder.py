@@ -1,7 +1,7 @@
 """The folder of a run: which one to take, and what must not be lost in it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from constrained_cnn.errors import OutputError
@@ -15,8 +15,8 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
     """Return the folder a run may write into.
 
     A folder that was asked for by name is taken as it is, unless that would lose something.
-    Without one the run goes to ``runs/NAME``, or where that is taken to ``runs/NAME-2`` and so on;
-    a resumed run goes to the newest of these.
+    Without one the run goes to ``runs/NAME``, or where that is taken to ``runs/NAME-run-2`` and so
+    on; a resumed run goes to the newest of these that is not finished.
 
     Args:
         out: The folder asked for, or None.
@@ -24,7 +24,8 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
         resume: Whether an unfinished run is to go on.
 
     Raises:
-        OutputError: If the folder holds a finished run, or an unfinished one that is not to go on.
+        OutputError: If the folder holds a finished run, or an unfinished one that is not to go on,
+            or nothing to go on with.
     """
     if out is not None:
         folder = _named(out)
@@ -32,14 +33,19 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
             raise OutputError(f"out={str(folder)!r}: is a file; give a folder")
         _check_free(folder, resume=resume)
         return folder
-    candidates = [Path("runs") / name]
-    while (candidates[-1] / RECORD).exists() or (candidates[-1] / CHECKPOINT).exists():
-        candidates.append(Path("runs") / f"{name}-{len(candidates) + 1}")
+    taken, free = _below_runs(
+        name, lambda folder: (folder / RECORD).exists() or (folder / CHECKPOINT).exists()
+    )
     if not resume:
-        return candidates[-1]
-    newest = candidates[max(len(candidates) - 2, 0)]
-    _check_free(newest, resume=True)
-    return newest
+        return free
+    for folder in reversed(taken):
+        if not _is_finished(folder):
+            _check_free(folder, resume=True)
+            return folder
+    raise OutputError(
+        f"resume: {str(Path('runs') / name)!r} and those after it hold no unfinished run: there is "
+        "nothing to resume"
+    )
 
 
 def seeds_folder(
@@ -48,18 +54,35 @@ def seeds_folder(
     """Return the folder that holds one folder for each seed.
 
     Args:
-        out: The folder asked for, or None for ``runs/NAME-seeds-A-B``, with a number if taken.
+        out: The folder asked for; None for ``runs/NAME-seeds-A-to-B``, or where that is taken
+            ``runs/NAME-seeds-A-to-B-run-2`` and so on.
         name: What the runs are called.
         seeds: The seeds.
         resume: Whether to go on in the newest one.
+
+    Raises:
+        OutputError: If there is none to go on in.
     """
     if out is not None:
-        return _named(out)
-    stem = f"{name}-seeds-{seeds[0]}-{seeds[-1]}"
-    candidates = [Path("runs") / stem]
-    while candidates[-1].exists():
-        candidates.append(Path("runs") / f"{stem}-{len(candidates) + 1}")
-    return candidates[-2] if resume and len(candidates) > 1 else candidates[-1]
+        folder = _named(out)
+        taken = [folder] if folder.exists() else []
+    else:
+        stem = f"{name}-seeds-{seeds[0]}-to-{seeds[-1]}"
+        taken, folder = _below_runs(stem, Path.exists)
+    if resume and not taken:
+        raise OutputError(f"{str(folder)!r} is not there: there is nothing to resume")
+    return taken[-1] if resume else folder
+
+
+def _below_runs(stem: str, is_taken: Callable[[Path], bool]) -> tuple[list[Path], Path]:
+    """Return the folders of this name that are taken, oldest first, and the next free one."""
+    taken: list[Path] = []
+    while True:
+        again = f"-run-{len(taken) + 1}" if taken else ""
+        folder = Path("runs") / f"{stem}{again}"
+        if not is_taken(folder):
+            return taken, folder
+        taken.append(folder)
 
 
 def _named(out: str | os.PathLike[str]) -> Path:
@@ -69,7 +92,7 @@ def _named(out: str | os.PathLike[str]) -> Path:
 
 
 def _check_free(folder: Path, *, resume: bool) -> None:
-    if (folder / RECORD).exists() and RunRecord.load(folder).status == "finished":
+    if _is_finished(folder):
         raise OutputError(
             f"{str(folder)!r} holds a finished run, which is never overwritten; "
             "give another folder, or remove this one"
@@ -82,3 +105,7 @@ def _check_free(folder: Path, *, resume: bool) -> None:
         )
     if resume and not started:
         raise OutputError(f"{str(folder)!r} holds no checkpoint: there is nothing to resume")
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / RECORD).exists() and RunRecord.load(folder).status == "finished"

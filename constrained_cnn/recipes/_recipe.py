@@ -101,3 +101,14 @@ def get_recipe(name: str) -> Recipe:
         InvalidInputError: If there is none; the nearest name is suggested.
     """
     return _RECIPES[check_choice("recipe", name, list_recipes())]()
+
+
+def run_name(recipe: Recipe, data_name: str | None) -> str:
+    """Return what runs of ``recipe`` are called; other data than its own is in the name.
+
+    Examples:
+        >>> run_name(get_recipe("mnist-12k"), None), run_name(get_recipe("mnist-12k"), "digits")
+        ('mnist-12k', 'mnist-12k-digits')
+    """
+    own = data_name is None or data_name == recipe.data or recipe.name.startswith(data_name)
+    return recipe.name if own else f"{recipe.name}-{data_name}"

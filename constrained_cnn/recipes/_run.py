@@ -1,6 +1,7 @@
 """Run a recipe: from a name and a seed to a folder with a record, weights and pictures."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import CHECKPOINT, RECORD, run_folder, seeds_folder
-from constrained_cnn.recipes._recipe import Recipe, get_recipe
+from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.record import RunRecord
 from constrained_cnn.training import History, Trainer
 
@@ -77,16 +78,21 @@ def run(
     )
     trainer = Trainer(config, device=device, progress=progress)
     sets = _load(recipe, data_name, data_dir, held_out=held_out)
-    folder = run_folder(out, f"{recipe.name}-seed-{seed}", resume=resume)
+    folder = run_folder(out, f"{run_name(recipe, data_name)}-seed-{seed}", resume=resume)
     with torch.random.fork_rng([]):
         # Not torch.manual_seed, which would set the caller's generators on every GPU too.
         torch.default_generator.manual_seed(seed)
         model = models.create_model(recipe.model)
     watched = sets.test if test_curve else sets.held_out
-    history = trainer.fit(model, sets.train, watched, folder=folder, resume=resume)
+    judged_on = "validation" if held_out else "test"
+    history = trainer.fit(
+        model, sets.train, watched, judged_on=judged_on, folder=folder, resume=resume
+    )
     record = _record(recipe, trainer, model, sets, history)
     if history.status == "finished":
-        models.save_weights(model, folder / "weights.safetensors")
+        weights = models.save_weights(model, folder / "weights.safetensors")
+        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+        record = dataclasses.replace(record, weights_sha256=checksum)
         _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
     # Last, so that a folder with a finished record has everything the record speaks of.
     record.save(folder / RECORD)
@@ -119,7 +125,8 @@ def run_seeds(
     if not seeds or len(set(seeds)) != len(seeds):
         raise InvalidInputError(f"seeds={list(seeds)!r}: must be at least one, each once")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    base = seeds_folder(out, recipe.name, seeds, resume=resume)
+    name = run_name(recipe, options.get("data_name"))
+    base = seeds_folder(out, name, seeds, resume=resume)
     records: list[RunRecord] = []
     for seed in seeds:  # before the first of them runs
         check_integer("seed", seed, minimum=0)
@@ -193,6 +200,11 @@ def _load(
             f"takes {recipe.input_shape}; choose other data"
         )
     kept = None
+    if held_out >= len(train):
+        raise InvalidInputError(
+            f"held_out={held_out}: must leave some of the {len(train):,} training images of "
+            f"{train.name} to train on"
+        )
     if held_out:
         train, kept = train.split(held_out, seed=SPLIT_SEED)
     return _Sets(asked, train.augmented(recipe.augmentation), kept, test)
@@ -221,9 +233,6 @@ def _record(
         }
         if kind == "test":
             readings.append({"epoch": len(history), "purpose": AFTER_LAST_EPOCH})
-    rows = history.to_dicts()
-    if curve:
-        rows = [{k.replace("validation", "test"): v for k, v in row.items()} for row in rows]
     return RunRecord(
         recipe=recipe.name,
         model=recipe.model,
@@ -236,7 +245,7 @@ def _record(
         data=_describe(sets),
         test_readings=readings,
         result=result,
-        history=rows,
+        history=history.to_dicts(),
         environment=describe_environment(trainer.device),
     )
 
@@ -263,4 +272,8 @@ def _draw(folder: Path, record: RunRecord, sets: _Sets, outputs: Tensor) -> None
         "misclassified": plots.misclassified(judged, predictions, probabilities=chances),
     }
     for name, figure in figures.items():
+        # So that a picture that was sent on alone still says what it is of.
+        figure.suptitle(
+            f"{record.model} on {judged.name}, seed {record.seed}", fontsize=8, x=0.01, ha="left"
+        )
         plots.save_figure(figure, folder / f"{name}.png")

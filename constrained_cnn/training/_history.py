@@ -19,6 +19,8 @@ from constrained_cnn.errors import (
 )
 from constrained_cnn.record import write_atomically
 
+VALIDATION, TEST = "validation", "test"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
@@ -31,7 +33,7 @@ class EpochRow:
         train_accuracy: In percent, likewise; None where accuracy has no meaning.
         validation_loss: Mean over the validation set after the epoch; None without one.
         validation_accuracy: In percent, after the epoch; None without one.
-        learning_rate: The rate of the epoch's first step.
+        learning_rate: The rate of the epoch's first step; of the first parameter group.
         seconds: Wall-clock time of the epoch, validation included.
     """
 
@@ -55,10 +57,13 @@ class History:
     Attributes:
         rows: One :class:`EpochRow` per epoch that ran to its end.
         status: ``"finished"``, or ``"interrupted"`` if the run was stopped before its last epoch.
+        judged_on: ``"validation"``, or ``"test"`` where the set read after every epoch was the test
+            set; files and tables name their columns by it.
     """
 
     rows: tuple[EpochRow, ...] = ()
     status: str = "finished"
+    judged_on: str = VALIDATION
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,12 +75,14 @@ class History:
         return self.rows[index]
 
     def __str__(self) -> str:
-        lines = [" ".join(cells) for cells in [HEADINGS, *map(format_row, self.rows)]]
+        lines = ["  ".join(cells) for cells in self._table()]
         return "\n".join([*lines, f"{self.status} after {len(self)} epochs"])
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return the rows as plain data."""
-        return [dataclasses.asdict(row) for row in self.rows]
+        return [
+            dict(zip(self._columns, dataclasses.astuple(row), strict=True)) for row in self.rows
+        ]
 
     def to_jsonl(self) -> str:
         """Return the rows as JSON lines, one object per epoch."""
@@ -84,14 +91,15 @@ class History:
     def to_csv(self) -> str:
         """Return the rows as CSV with a heading; what is None is empty."""
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(stream, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.to_dicts())
         return stream.getvalue()
 
     def to_markdown(self) -> str:
         """Return the rows as a Markdown table."""
-        rows = [HEADINGS, tuple("---:" for _ in HEADINGS), *map(format_row, self.rows)]
+        heading, *rows = self._table()
+        rows = [heading, ["---:"] * len(heading), *rows]
         return "\n".join(f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -108,16 +116,31 @@ class History:
             CheckpointError: If the file is missing or a line is damaged; the line is named.
         """
         rows = []
+        judged_on = VALIDATION
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read history {str(path)!r}: {error}") from error
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(row_from_dict(json.loads(line)))
+                values = json.loads(line)
+                if isinstance(values, dict) and "test_loss" in values:
+                    judged_on = TEST
+                    values = {name.replace(TEST, VALIDATION): v for name, v in values.items()}
+                rows.append(row_from_dict(values))
             except (ValueError, TypeError) as error:
                 raise CheckpointError(f"{str(path)!r}, line {number}: {error}") from error
-        return cls(tuple(rows))
+        return cls(tuple(rows), judged_on=judged_on)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return tuple(name.replace(VALIDATION, self.judged_on) for name in COLUMNS)
+
+    def _table(self) -> list[list[str]]:
+        """Return heading and rows as text; without what was judged on where nothing was."""
+        judged = any(row.validation_loss is not None for row in self.rows)
+        judged_on = self.judged_on if judged else None
+        return [headings(judged_on), *(format_row(row, judged_on) for row in self.rows)]
 
 
 def row_from_dict(values: Mapping[str, Any]) -> EpochRow:
@@ -143,28 +166,31 @@ def row_from_dict(values: Mapping[str, Any]) -> EpochRow:
     return EpochRow(**values)
 
 
-HEADINGS = (
-    f"{'epoch':>5}",
-    f"{'train loss':>10}",
-    f"{'train acc':>9}",
-    f"{'val. loss':>9}",
-    f"{'val. acc':>8}",
-    f"{'rate':>8}",
-    f"{'seconds':>7}",
-)
+def headings(judged_on: str | None) -> list[str]:
+    """Return the headings of a table of epochs, aligned.
+
+    Args:
+        judged_on: What the set read after every epoch is; None without one.
+    """
+    short = {None: (), VALIDATION: ("val. loss", "val. acc"), TEST: ("test loss", "test acc")}
+    middle = [f"{heading:>9}" for heading in short[judged_on]]
+    return ["epoch", "train loss", "train acc", *middle, f"{'rate':>8}", "seconds"]
 
 
-def format_row(row: EpochRow) -> tuple[str, ...]:
-    """Return the row's cells as text, aligned under :data:`HEADINGS`."""
-    return (
+def format_row(row: EpochRow, judged_on: str | None) -> list[str]:
+    """Return the row's cells as text, aligned under :func:`headings`."""
+    middle = []
+    if judged_on is not None:
+        loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
+        middle = [f"{loss:>9}", f"{_percent(row.validation_accuracy):>9}"]
+    return [
         f"{row.epoch:>5}",
         f"{row.train_loss:>10.4f}",
         f"{_percent(row.train_accuracy):>9}",
-        f"{'-' if row.validation_loss is None else format(row.validation_loss, '.4f'):>9}",
-        f"{_percent(row.validation_accuracy):>8}",
+        *middle,
         f"{row.learning_rate:>8.2g}",
         f"{row.seconds:>7.1f}",
-    )
+    ]
 
 
 def _percent(value: float | None) -> str:

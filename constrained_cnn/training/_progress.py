@@ -5,9 +5,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from constrained_cnn.training._history import HEADINGS, EpochRow, format_row
+from constrained_cnn.training._history import EpochRow, format_row, headings
 
 REFRESH_SECONDS = 0.1
 
@@ -21,12 +21,16 @@ class EpochProgress:
     Args:
         epochs: Number of epochs of the run.
         steps: Steps in an epoch; None where unknown.
+        judged_on: What the set read after every epoch is; None without one.
         enabled: Whether to show anything.
     """
 
-    def __init__(self, *, epochs: int, steps: int | None, enabled: bool) -> None:
+    def __init__(
+        self, *, epochs: int, steps: int | None, judged_on: str | None, enabled: bool
+    ) -> None:
         self.epochs = epochs
         self.steps = steps
+        self.judged_on = judged_on
         self.enabled = enabled
         self._console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
@@ -34,14 +38,14 @@ class EpochProgress:
 
     def __enter__(self) -> Self:
         if self.enabled:
-            self._console.print("  ".join(HEADINGS), style="bold")
+            self._console.print("  ".join(headings(self.judged_on)), style="bold")
             if self._console.is_terminal:
                 self._bar = Progress(
                     TextColumn("{task.description}"),
                     BarColumn(),
                     MofNCompleteColumn(),
                     TextColumn("{task.fields[rate]}"),
-                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[left]}"),
                     console=self._console,
                     auto_refresh=False,
                     transient=True,
@@ -65,7 +69,8 @@ class EpochProgress:
                 self._bar.remove_task(task)
             self._started = time.monotonic()
             name = f"epoch {epoch}/{self.epochs}"
-            self._task = self._bar.add_task(name, total=self.steps, rate="")
+            self._task = self._bar.add_task(name, total=self.steps, rate="", left="")
+            self._epoch = epoch
 
     def advance(self, step: int) -> None:
         """Show that ``step`` steps of the epoch are done."""
@@ -76,10 +81,27 @@ class EpochProgress:
             return
         self._shown_at = now
         rate = step / max(now - self._started, 1e-9)
-        self._bar.update(self._task, completed=step, rate=f"{rate:.0f} steps/s")
+        left = ""
+        if self.steps is not None:
+            steps = self.steps * (self.epochs - self._epoch + 1) - step
+            left = f"{_duration(steps / rate)} left of the run"
+        self._bar.update(self._task, completed=step, rate=f"{rate:.0f} steps/s", left=left)
         self._bar.refresh()
 
     def end_epoch(self, row: EpochRow) -> None:
         """Print the line of one epoch."""
         if self.enabled:
-            self._console.print("  ".join(format_row(row)))
+            self._console.print("  ".join(format_row(row, self.judged_on)))
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    Examples:
+        >>> _duration(7), _duration(190), _duration(7300)
+        ('7 s', '3 min', '2 h 1 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

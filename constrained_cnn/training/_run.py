@@ -44,6 +44,7 @@ class Plan:
         model: The network, on its device.
         train: Where training batches come from.
         validation: What is read after every epoch, or None.
+        judged_on: What that set is: "validation" or "test".
         loss: Maps (outputs, targets) to a scalar mean.
         make_optimizer: The caller's, or None for the configuration's.
         make_scheduler: The caller's, or None for the configuration's.
@@ -55,6 +56,7 @@ class Plan:
     model: nn.Module
     train: Source
     validation: Source | None
+    judged_on: str
     loss: Loss
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     make_scheduler: Callable[[Optimizer], LRScheduler] | None
@@ -92,7 +94,12 @@ class Run:
     def go(self, guard: InterruptGuard, *, progress: bool) -> History:
         """Run the epochs that are left, until done or asked to stop."""
         epochs = self.plan.config.epochs
-        shown = EpochProgress(epochs=epochs, steps=self.plan.train.steps, enabled=progress)
+        shown = EpochProgress(
+            epochs=epochs,
+            steps=self.plan.train.steps,
+            judged_on=None if self.plan.validation is None else self.plan.judged_on,
+            enabled=progress,
+        )
         try:
             with shown:
                 while len(self.rows) < epochs and not guard.requested:
@@ -104,7 +111,10 @@ class Run:
         finally:
             self.plan.model.eval()
         finished = len(self.rows) == epochs
-        return History(tuple(self.rows), "finished" if finished else "interrupted")
+        return self._history("finished" if finished else "interrupted")
+
+    def _history(self, status: str) -> History:
+        return History(tuple(self.rows), status, self.plan.judged_on)
 
     def _epoch(self, epoch: int, guard: InterruptGuard, shown: EpochProgress) -> EpochRow | None:
         """Train one epoch; return its row, or None if it was cut short."""
@@ -209,18 +219,17 @@ class Run:
         if folder is None:
             return
         average = None if self.average is None else self.average.state_dict()
-        history = History(tuple(self.rows))
         state = {
             **self._identity(),
             "epoch": len(self.rows),
             "model": self.plan.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": average,
-            "rows": history.to_dicts(),
+            "rows": History(tuple(self.rows)).to_dicts(),
         }
         save_checkpoint(folder / FILE_NAME, state)
         for name in HISTORY_FILES:
-            history.save(folder / name)
+            self._history("finished").save(folder / name)
 
     def forget(self) -> None:
         """Remove what a run wrote that was refused before its first epoch ended."""

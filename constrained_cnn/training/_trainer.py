@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from constrained_cnn.errors import InvalidInputError, OutputError
+from constrained_cnn.errors import InvalidInputError, OutputError, check_choice
 from constrained_cnn.training._checkpoint import FILE_NAME
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import (
@@ -22,7 +22,7 @@ from constrained_cnn.training._evaluation import (
     explained,
 )
 from constrained_cnn.training._executor import Loss
-from constrained_cnn.training._history import History
+from constrained_cnn.training._history import TEST, VALIDATION, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._run import Plan, Run
 from constrained_cnn.training._source import Data, Source
@@ -91,6 +91,7 @@ class Trainer:
         train: Data,
         validation: Data | None = None,
         *,
+        judged_on: str = VALIDATION,
         folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> History:
@@ -101,6 +102,8 @@ class Trainer:
             train: An ImageSet, or an iterable of (inputs, targets) that can be iterated anew for
                 every epoch, such as a DataLoader.
             validation: Likewise; read after every epoch, never learned from.
+            judged_on: What that set is: ``"validation"``, or ``"test"`` if it is the test set after
+                all; history and progress call its columns so.
             folder: Where ``checkpoint.pt``, ``history.jsonl`` and ``history.csv`` are written
                 after every epoch; None writes nothing.
             resume: Go on from the folder's checkpoint.
@@ -126,6 +129,7 @@ class Trainer:
             model=model,
             train=source,
             validation=held_out,
+            judged_on=check_choice("judged_on", judged_on, (VALIDATION, TEST)),
             loss=self._loss,
             make_optimizer=self._make_optimizer,
             make_scheduler=self._make_scheduler,
