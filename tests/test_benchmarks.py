@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import source_way, step_time
+from benchmarks import accuracy_table, source_way, step_time
 from constrained_cnn import data, models
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
@@ -122,3 +122,28 @@ def test_the_table_is_built(
 def test_a_wrong_option_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert step_time.main(["--steps", "0"]) == 2
     assert "steps=0: must be an integer of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference-network.md"])
+def test_the_pages_say_what_the_records_say(page: str) -> None:
+    root = Path(__file__).resolve().parents[1]
+    assert accuracy_table.table(accuracy_table.load_records()) in (root / page).read_text("utf-8")
+
+
+def test_the_reported_runs_followed_the_protocol() -> None:
+    """Each read the test set once, at the end, of 19 epochs on all of MNIST."""
+    runs = accuracy_table.load_records()
+    assert len(runs["mnist-12k"]) >= 3
+    assert len(runs["mnist-12k-source"]) >= 1
+    for records in runs.values():
+        assert len({record.environment["commit"] for record in records}) == 1
+        for record in records:
+            assert record.status == "finished"
+            assert record.epochs == len(record.history) == 19
+            assert [reading["epoch"] for reading in record.test_readings] == [19]
+            assert (record.data["name"], record.data["train"]["samples"]) == ("mnist", 60_000)
+            assert (
+                record.data["train"]["checksum"] == runs["mnist-12k"][0].data["train"]["checksum"]
+            )
+            errors = record.result["test_errors"]
+            assert record.result["test_accuracy"] == pytest.approx(100 - errors / 100)

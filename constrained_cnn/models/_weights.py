@@ -137,7 +137,7 @@ _SHIPPED: tuple[Weights, ...] = (
     Weights(
         model="mnist_12k",
         name="mnist",
-        sha256="355418e21a7ff202414b26e268f95d72de362c945af7a37948d7c1cecc6217a1",
+        sha256="30d1699de6463d8df16eca2cea7c1dbec6050166ed49eac36bf565aa83c4a284",
         mean=(0.1307,),
         std=(0.3081,),
         classes=tuple("0123456789"),
