@@ -15,6 +15,7 @@ from torch import nn
 
 from constrained_cnn import TrainConfig
 from constrained_cnn.errors import InvalidInputError, OutputError
+from constrained_cnn.training._schedule import rate_table
 
 OPTIMIZERS: list[tuple[str, dict[str, Any] | None]] = [
     ("SGD", None),
@@ -176,12 +177,21 @@ def test_a_length_of_ones_own_need_not_fit_a_trial() -> None:
     TrainConfig(schedule_options={"total_steps": 6, "cycle_momentum": False})
 
 
-def test_a_warm_up_of_one_step_is_refused_in_words() -> None:
-    config = TrainConfig(schedule_options={"pct_start": 0.2, "cycle_momentum": False})
+@pytest.mark.parametrize("total", [3, 5, 10, 100])
+def test_a_warm_up_of_one_step_which_torch_divides_by_zero(total: int) -> None:
+    share = 1 / total
+    config = TrainConfig(
+        learning_rate=1.0, schedule_options={"pct_start": share, "cycle_momentum": False}
+    )
     optimizer = config.make_optimizer([nn.Parameter(torch.zeros(1))])
-    assert config.make_scheduler(optimizer, 6, 1) is not None
-    with pytest.raises(InvalidInputError, match=r"pct_start=0.2: is a single step of 5"):
-        config.make_scheduler(optimizer, 5, 1)
+    rates = rate_table(
+        optimizer,
+        lambda trial: config.make_scheduler(trial, total, 1),
+        epochs=1,
+        steps_per_epoch=total,
+    )
+    assert rates[0] == [pytest.approx(1 / 25)]  # torch's own start
+    assert [rate for (rate,) in rates[1:]] == sorted((rate for (rate,) in rates[1:]), reverse=True)
 
 
 def test_names_become_what_torch_means_by_them() -> None:
