@@ -132,7 +132,7 @@ def _train(options: argparse.Namespace) -> int:
 
     console = Console(stderr=options.json, highlight=False)
     recipe = recipes.get_recipe(options.recipe)
-    name = recipes.run_name(recipe, options.data)
+    name = recipes.run_name(recipe, options.data, held_out=options.held_out)
     keywords: dict[str, Any] = {
         "data_name": options.data,
         "data_dir": options.data_dir,
@@ -165,8 +165,9 @@ def _train(options: argparse.Namespace) -> int:
             console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
     if records[-1].status == "interrupted":
         print(
-            f"Stopped after epoch {records[-1].epochs} of {records[-1].config['epochs']}. "
-            f"To go on, give the same command with --resume --out {folder}",
+            f"Stopped; {records[-1].epochs} of {records[-1].config['epochs']} epochs are kept, and "
+            "one that was cut short will be done again. To go on, give the same command with "
+            f"--resume --out {folder}",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED

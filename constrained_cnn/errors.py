@@ -18,6 +18,7 @@ __all__ = [
     "InvalidInputError",
     "NonFiniteLossError",
     "OutputError",
+    "TracingError",
     "check_choice",
     "check_flag",
     "check_integer",
@@ -46,6 +47,10 @@ class CheckpointError(ConstrainedCNNError):
 
 class OutputError(ConstrainedCNNError):
     """A result cannot be written where it was asked to go, or would replace another."""
+
+
+class TracingError(ConstrainedCNNError):
+    """A network cannot be described: it cannot run, or runs something nobody has described."""
 
 
 class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):

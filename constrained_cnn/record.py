@@ -135,6 +135,10 @@ class RunRecord:
         """
         file = Path(path)
         file = file / "record.json" if file.is_dir() else file
+        if not file.exists():
+            below = sorted(found.parent for found in Path(path).glob("*/record.json"))
+            hint = f"; there are runs below it, such as {str(below[0])!r}" if below else ""
+            raise CheckpointError(f"{str(file)!r} is not a readable run record: no such file{hint}")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

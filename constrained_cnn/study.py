@@ -154,7 +154,7 @@ class Sample:
 
         The ends are :math:`\bar x \pm t_{n-1}\, s / \sqrt n`. It covers the spread between seeds
         alone: that the test set is itself a sample (0.07 points for 10,000 images at 99.5 %)
-        comes on top.
+        comes on top. Of shares in percent the ends stop at 0 and 100, beyond which no mean can lie.
 
         Args:
             confidence: The probability that such an interval covers the true mean.
@@ -175,7 +175,10 @@ class Sample:
 
         quantile = float(stats.t.ppf((1 + confidence) / 2, df=self.n - 1))
         half = quantile * self.sd / math.sqrt(self.n)
-        return Interval(self.mean - half, self.mean + half, confidence)
+        low, high = self.mean - half, self.mean + half
+        if self.unit == "%" and self.minimum >= 0 and self.maximum <= 100:
+            low, high = max(low, 0.0), min(high, 100.0)
+        return Interval(low, high, confidence)
 
     def share(self, at_least: float, confidence: float = 0.95) -> Share:
         """Return how many runs reached ``at_least``, with the exact interval of that share.
@@ -252,7 +255,7 @@ class Sample:
             | SD | 0.078 |
             | minimum | 99.410 |
             | maximum | 99.520 |
-            | 95 % interval of the mean | 98.77 to 100.16 |
+            | 95 % interval of the mean | 98.77 to 100.00 |
         """
         rows = [f"| {label} | {text} |" for label, text in self._rows(at_least)]
         heading = self._heading().replace("|", "\\|")

@@ -129,7 +129,7 @@ def test_a_finished_run_is_never_overwritten(capsys: Captured) -> None:
     before = {path.name: path.read_bytes() for path in Path("here").iterdir()}
     for words in ([], ["--resume"], ["--seed", "1"]):
         assert train("--out", "here", *words) == 2
-        assert "holds a finished run, which is never overwritten" in capsys.readouterr().err
+        assert "holds a finished run, " in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
 
 

@@ -438,3 +438,9 @@ def test_cuda_gives_the_same_epoch() -> None:
         torch.testing.assert_close(device_inputs.cpu(), inputs, rtol=0, atol=1e-4)
         assert device_labels.tolist() == labels.tolist()
     assert on_device.subset([1, 2]).device.type == "cuda"
+
+
+def test_a_mistyped_label_does_not_make_a_billion_classes() -> None:
+    images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+    with pytest.raises(InvalidInputError, match="the largest is 1000000000"):
+        ImageSet.from_arrays(images, [0, 10**9])

@@ -39,7 +39,10 @@ def transposed(k: int, s: int, p: int, d: int) -> Step:
         lambda field: field.transposed(k, stride=s, padding=p, dilation=d),
         # What the definition scatters: input i adds to the outputs i * s - p + t * d.
         lambda unit: {
-            i for i in range(-200, 300) for tap in range(k) if i * s - p + tap * d == unit
+            i
+            for i in range(-abs(unit) - 20, abs(unit) + 20)
+            for tap in range(k)
+            if i * s - p + tap * d == unit
         },
     )
 
@@ -69,7 +72,7 @@ def linear(out: int, into: int) -> Step:
 
 sizes = st.integers(1, 4)
 steps = st.one_of(
-    st.builds(window, sizes, st.sampled_from([1, 1, 2, 3, -1]), st.integers(-3, 3), sizes),
+    st.builds(window, sizes, st.sampled_from([1, 1, 2, 3, -1, 0]), st.integers(-3, 3), sizes),
     st.builds(transposed, sizes, st.integers(1, 3), st.integers(0, 2), st.integers(1, 2)),
     st.builds(nearest, sizes, sizes),
     st.builds(linear, sizes, sizes),
@@ -204,7 +207,6 @@ def test_a_transposed_convolution_may_leave_units_that_see_nothing() -> None:
         (lambda: AxisField(()), "at least one phase"),
         (lambda: AxisField(((2, 1),)), "ends before it begins"),
         (lambda: AxisField().window(0), "kernel=0"),
-        (lambda: AxisField().window(3, stride=0), "stride=0"),
         (lambda: AxisField().window(3, dilation=0), "dilation=0"),
         (lambda: AxisField().transposed(3, stride=0), "stride=0"),
         (lambda: AxisField().resampled(Fraction(0), lambda unit: [unit]), "slope=0"),

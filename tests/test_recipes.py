@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -241,7 +243,7 @@ def test_a_finished_run_is_never_overwritten(resume: bool, tmp_path: Path) -> No
     out = tmp_path / "run"
     run(out=out)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(OutputError, match="holds a finished run, which is never overwritten"):
+    with pytest.raises(OutputError, match="holds a finished run"):
         run(out=out, seed=1, resume=resume)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
@@ -326,6 +328,25 @@ def test_seeds_go_on_where_they_stopped(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="finished run"):
         recipes.run_seeds("tiny", [2, 3], **options)
     assert not (out / "seed-3").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_run_of_another_kind_is_not_kept(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"out": tmp_path, "device": "cpu", "progress": False}
+    recipes.run_seeds("tiny", np.array([0, 1]), **options)  # type: ignore[arg-type]
+    slower = dataclasses.replace(TINY, config=TrainConfig(epochs=EPOCHS, learning_rate=0.01))
+    with pytest.raises(OutputError, match=r"learning_rate was 0\.1 and is 0\.01"):
+        recipes.run_seeds(slower, [0, 1], resume=True, **options)
+    shutil.copytree(tmp_path / "seed-1", tmp_path / "seed-7")
+    with pytest.raises(OutputError, match="seed was 1 and is 7"):
+        recipes.run_seeds("tiny", [0, 7], resume=True, **options)
+
+
+def test_weights_of_no_run_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_text("precious")
+    with pytest.raises(OutputError, match="would be overwritten"):
+        run(out=tmp_path)
+    assert (tmp_path / "weights.safetensors").read_text() == "precious"
 
 
 def test_seeds_stop_with_the_first_interrupted_run(

@@ -82,13 +82,20 @@ def test_mean_and_spread_agree_with_numpy(values: list[float]) -> None:
 
 @given(accuracies, st.integers(-50, 50), st.sampled_from([0.5, 2.0, 8.0]))
 def test_shift_and_scale(values: list[float], shift: int, factor: float) -> None:
-    before = Sample(values)
-    after = Sample([factor * value + shift for value in values])
+    before = Sample(values, unit="")  # in percent the interval would stop at 100
+    after = Sample([factor * value + shift for value in values], unit="")
     assert after.mean == pytest.approx(factor * before.mean + shift, abs=1e-6)
     assert after.sd == pytest.approx(factor * before.sd, abs=1e-6)
     low = before.interval().low
     assert after.interval().low == pytest.approx(factor * low + shift, abs=1e-4, rel=1e-6)
     assert after.share(factor * 50 + shift).count == before.share(50).count
+
+
+def test_an_interval_of_percentages_stops_where_no_mean_can_lie() -> None:
+    assert Sample((99.0, 99.9)).interval().high == 100.0
+    assert Sample((0.1, 1.0)).interval().low == 0.0
+    assert Sample((99.0, 99.9), unit="").interval().high > 100.0
+    assert Sample((99.0, 101.0)).interval().high > 101.0  # no share, whatever its unit says
 
 
 def test_equal_values_have_no_spread() -> None:

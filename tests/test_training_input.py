@@ -91,6 +91,11 @@ def test_more_batches_than_the_length_says() -> None:
         make_trainer(ONE_CYCLE).fit(make_net(), Claims(6, claimed=5))
 
 
+def test_fewer_batches_than_the_length_says() -> None:
+    with pytest.raises(InvalidInputError, match=r"its len is 5, and it gave 2 batches"):
+        make_trainer(ONE_CYCLE).fit(make_net(), Claims(2, 5))
+
+
 def test_a_data_set_of_torch_goes_in_through_a_loader() -> None:
     torch_set = TensorDataset(torch.randn(8, 1, 8, 8), torch.arange(8) % 4)
     with pytest.raises(InvalidInputError, match="train=TensorDataset: must be an ImageSet or"):
@@ -225,6 +230,25 @@ def test_targets_of_another_shape_are_not_stretched_over_the_outputs() -> None:
         trainer.fit(nn.Linear(3, 1), wrong)
     with pytest.raises(InvalidInputError, match="Using a target size"):
         trainer.evaluate(nn.Linear(3, 1), wrong)
+    with pytest.raises(InvalidInputError, match=r"batch 2 of train .*Using a target size"):
+        trainer.fit(nn.Linear(3, 1), [(torch.randn(4, 3), torch.randn(4, 1)), *wrong])
+
+
+def test_a_classifier_of_one_output_learns_nothing_and_is_refused() -> None:
+    """Cross-entropy over one column is 0 whatever the model says: a regression without its loss."""
+    batches = [(torch.rand(8, 1), torch.rand(8, 1))]
+    config = TrainConfig(epochs=1, schedule="constant")
+    with pytest.raises(InvalidInputError, match="one output for each sample"):
+        make_trainer(config).fit(nn.Linear(1, 1), batches)
+    model = nn.Linear(1, 1)
+    make_trainer(TrainConfig(epochs=2, schedule="constant", loss="MSELoss")).fit(model, batches)
+    assert not model._forward_hooks
+
+
+def test_raw_pixels_are_no_input_of_a_model() -> None:
+    pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InvalidInputError, match="have to be normalized first"):
+        make_trainer().predict(make_net(), pixels)
 
 
 def test_a_model_is_left_in_evaluation_mode_after_an_error_too() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from constrained_cnn import ImageSet, RunRecord, TrainConfig, Trainer
 from constrained_cnn.cli import main
+from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training import History
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -111,7 +112,7 @@ def test_an_error_restores_the_handler(usual_handler: object) -> None:
         raise ZeroDivisionError
 
     trainer = Trainer(CONFIG, device="cpu", progress=False, loss=loss)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(InvalidInputError, match="ZeroDivisionError"):
         trainer.fit(make_net(), make_set())
     assert signal.getsignal(signal.SIGINT) is usual_handler
 

@@ -34,8 +34,8 @@ CONFIG = TrainConfig(
 EVERYTHING = {"weight_averaging": 0.7, "clip_gradient": 1.0, "precise_bn": 2}
 
 
-class PowerCutError(Exception):
-    pass
+class PowerCutError(BaseException):
+    """Nothing that handles errors sees it, as with a real one."""
 
 
 class Fragile:
@@ -222,6 +222,24 @@ def test_a_loss_of_ones_own_is_asked_for_again(tmp_path: Path) -> None:
         make_trainer().fit(make_net(), make_set(), folder=tmp_path, resume=True)
 
 
+def test_a_history_is_not_overwritten_either(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("precious")
+    with pytest.raises(OutputError, match=r"holds the history\.csv of another run"):
+        make_trainer().fit(make_net(), make_set(), folder=tmp_path)
+    assert (tmp_path / "history.csv").read_text() == "precious"
+    with pytest.raises(OutputError, match="must name a folder"):
+        make_trainer().fit(make_net(), make_set(), folder="")
+
+
+def test_an_error_in_the_first_epoch_leaves_the_folder_free(tmp_path: Path) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        make_trainer(loss=loss).fit(make_net(), make_set(), folder=tmp_path)
+    make_trainer().fit(make_net(), make_set(), folder=tmp_path)
+
+
 def test_resuming_needs_a_folder_with_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="resume=True: needs the folder"):
         make_trainer().fit(make_net(), make_set(), resume=True)
@@ -293,6 +311,10 @@ WELL_FORMED = {
     "no groups": lambda state: state["optimizer"].pop("param_groups"),
     "a group of text": lambda state: state["optimizer"].update(param_groups=["all"]),
     "a setting too many": lambda state: state["optimizer"]["param_groups"][0].update(zeal=1),
+    "a weight is infinite": lambda state: state["model"]["0.bias"].fill_(torch.inf),
+    "a weight of another type": lambda state: state["model"].update(
+        {"0.bias": torch.zeros(4, dtype=torch.int64)}
+    ),
     "averages that are not asked for": lambda state: state.update(average=dict(state["model"])),
 }
 
@@ -311,6 +333,19 @@ def test_a_well_formed_checkpoint_with_nonsense_in_it_changes_nothing(
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt'"):
         make_trainer().fit(model, make_set(), folder=tmp_path, resume=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_tensor_marked_as_a_folder_is_not_read_as_whatever_lies_in_memory(
+    tmp_path: Path,
+) -> None:
+    break_after(1, tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/0"))
+    content[entry + 38] |= 0x10  # one bit of the directory at the end of the file
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        make_trainer().fit(make_net(), make_set(), folder=tmp_path, resume=True)
 
 
 def test_a_loader_of_another_length_is_other_data(tmp_path: Path) -> None:

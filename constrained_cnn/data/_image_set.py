@@ -32,6 +32,7 @@ __all__ = ["ImageSet"]
 # Batches are prepared together up to this many pixel values (about 10,000 images of 28x28): few
 # kernel launches on a GPU, 32 MiB of floats on a CPU.
 _CHUNK_VALUES = 2**23
+_MOST_CLASSES = 100_000  # that labels alone may ask for; ImageNet-21k has 22,000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,6 +107,11 @@ class ImageSet:
         """
         pixels, numbers = to_images(images), to_labels(labels)
         check_tensors(pixels, numbers)
+        if classes is None and int(numbers.max()) >= _MOST_CLASSES:
+            raise InvalidInputError(
+                f"labels: the largest is {int(numbers.max())}, which would make as many classes; "
+                "number the labels from 0, or give the classes their names"
+            )
         if classes is None:
             classes = [str(label) for label in range(int(numbers.max()) + 1)]
         if mean is None or std is None:

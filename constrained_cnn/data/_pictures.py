@@ -127,7 +127,8 @@ def _read_picture(path: Path, size: tuple[int, int], invert: str) -> "NDArray[np
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Resampling.LANCZOS)
     ink = _ink(np.asarray(picture, dtype=np.float64), invert)
     if ink is None:
-        raise DataError(f"{str(path)!r} is blank: nothing stands out from its background")
+        hint = "" if invert == "auto" else f" when read with invert={invert!r}; 'auto' looks"
+        raise DataError(f"{str(path)!r} is blank: nothing stands out from its background{hint}")
     return _framed(ink, size)
 
 

@@ -169,6 +169,6 @@ def _fill(model: nn.Module, content: bytes, name: str) -> None:
     for key, part in tensors.items():
         if part.is_floating_point() != state[key].is_floating_point():
             raise CheckpointError(f"weights {name!r} are damaged: {key!r} is of type {part.dtype}")
-        if not bool(part.isfinite().all()):
+        if not bool(part.to(state[key].dtype).isfinite().all()):
             raise CheckpointError(f"weights {name!r} are damaged: {key!r} holds NaN or infinity")
     model.load_state_dict(tensors)

@@ -109,7 +109,8 @@ class AxisField:
 
         Args:
             kernel: Number of taps.
-            stride: Units from one window to the next; negative runs backwards, as a flip does.
+            stride: Units from one window to the next; negative runs backwards, as a flip does; 0
+                stays, as a value that is stretched over an axis does.
             padding: Units before the first; negative crops.
             dilation: Units from tap to tap.
 
@@ -121,8 +122,7 @@ class AxisField:
         """
         check_integer("kernel", kernel, minimum=1)
         check_integer("dilation", dilation, minimum=1)
-        if check_integer("stride", stride) == 0:
-            raise InvalidInputError("stride=0: must not be 0")
+        check_integer("stride", stride)
 
         def read(unit: int) -> Span | None:
             first = unit * stride - padding

@@ -9,6 +9,7 @@ from constrained_cnn.record import RunRecord
 
 RECORD = "record.json"
 CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
 
 
 def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -> Path:
@@ -93,9 +94,15 @@ def _named(out: str | os.PathLike[str]) -> Path:
 
 def _check_free(folder: Path, *, resume: bool) -> None:
     if _is_finished(folder):
+        rule = "there is nothing to resume" if resume else "which is never overwritten"
         raise OutputError(
-            f"{str(folder)!r} holds a finished run, which is never overwritten; "
-            "give another folder, or remove this one"
+            f"{str(folder)!r} holds a finished run, {rule}; give another folder, or remove this one"
+        )
+    of_a_run = (folder / RECORD).exists() or (folder / CHECKPOINT).exists()
+    if (folder / WEIGHTS).exists() and not of_a_run:
+        raise OutputError(
+            f"{str(folder)!r} holds a {WEIGHTS} that is of no run here and would be overwritten; "
+            "give another folder"
         )
     started = (folder / CHECKPOINT).exists()
     if started and not resume:

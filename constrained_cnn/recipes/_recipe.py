@@ -103,12 +103,15 @@ def get_recipe(name: str) -> Recipe:
     return _RECIPES[check_choice("recipe", name, list_recipes())]()
 
 
-def run_name(recipe: Recipe, data_name: str | None) -> str:
-    """Return what runs of ``recipe`` are called; other data than its own is in the name.
+def run_name(recipe: Recipe, data_name: str | None = None, *, held_out: int = 0) -> str:
+    """Return what runs of ``recipe`` are called: other data is in the name, and what is held out.
 
     Examples:
-        >>> run_name(get_recipe("mnist-12k"), None), run_name(get_recipe("mnist-12k"), "digits")
-        ('mnist-12k', 'mnist-12k-digits')
+        >>> run_name(get_recipe("mnist-12k"))
+        'mnist-12k'
+        >>> run_name(get_recipe("mnist-12k"), "digits", held_out=200)
+        'mnist-12k-digits-held-out-200'
     """
     own = data_name is None or data_name == recipe.data or recipe.name.startswith(data_name)
-    return recipe.name if own else f"{recipe.name}-{data_name}"
+    name = recipe.name if own else f"{recipe.name}-{data_name}"
+    return f"{name}-held-out-{held_out}" if held_out else name

@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,8 @@ def run(
         NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_integer("seed", seed, minimum=0)
-    check_integer("held_out", held_out, minimum=0)
+    seed = check_integer("seed", seed, minimum=0)
+    held_out = check_integer("held_out", held_out, minimum=0)
     if held_out and test_curve:
         raise InvalidInputError("held_out and test_curve: a run that chooses never reads the test")
     config = dataclasses.replace(
@@ -78,7 +80,8 @@ def run(
     )
     trainer = Trainer(config, device=device, progress=progress)
     sets = _load(recipe, data_name, data_dir, held_out=held_out)
-    folder = run_folder(out, f"{run_name(recipe, data_name)}-seed-{seed}", resume=resume)
+    name = run_name(recipe, data_name, held_out=held_out)
+    folder = run_folder(out, f"{name}-seed-{seed}", resume=resume)
     with torch.random.fork_rng([]):
         # Not torch.manual_seed, which would set the caller's generators on every GPU too.
         torch.default_generator.manual_seed(seed)
@@ -122,22 +125,26 @@ def run_seeds(
     Raises:
         InvalidInputError: If there are no seeds, or one twice; and as for :func:`run`.
     """
+    if not isinstance(seeds, Iterable):
+        raise InvalidInputError(f"seeds={seeds!r}: must be a sequence of integers")
+    seeds = [check_integer("seed", seed, minimum=0) for seed in seeds]
     if not seeds or len(set(seeds)) != len(seeds):
-        raise InvalidInputError(f"seeds={list(seeds)!r}: must be at least one, each once")
+        raise InvalidInputError(f"seeds={seeds!r}: must be at least one, each once")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    name = run_name(recipe, options.get("data_name"))
+    name = run_name(recipe, options.get("data_name"), held_out=options.get("held_out", 0))
     base = seeds_folder(out, name, seeds, resume=resume)
     records: list[RunRecord] = []
     for seed in seeds:  # before the first of them runs
-        check_integer("seed", seed, minimum=0)
         if not resume:
             run_folder(base / f"seed-{seed}", recipe.name, resume=False)
-    for seed in seeds:
+    for number, seed in enumerate(seeds, start=1):
         folder = base / f"seed-{seed}"
+        if options.get("progress", True):
+            print(f"seed {seed}, {number} of {len(seeds)}", file=sys.stderr)
         if resume and (folder / RECORD).exists():
             kept = RunRecord.load(folder)
             if kept.status == "finished":
-                _check_same_experiment(folder, kept, recipe, options)
+                _check_same_experiment(folder, kept, recipe, seed, options)
                 records.append(kept)
                 continue
         begun = resume and (folder / CHECKPOINT).exists()
@@ -148,26 +155,34 @@ def run_seeds(
 
 
 def _check_same_experiment(
-    folder: Path, kept: RunRecord, recipe: Recipe, options: Mapping[str, Any]
+    folder: Path, kept: RunRecord, recipe: Recipe, seed: int, options: Mapping[str, Any]
 ) -> None:
     """Raise if a finished run to be kept is not a run of this recipe with these options."""
     epochs = options.get("epochs")
     held_out = kept.data["held_out"]
+    config = dataclasses.replace(
+        recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
+    )
     there = {
         "recipe": kept.recipe,
-        "epochs": kept.config["epochs"],
+        **kept.config,
         "data": kept.data["asked"],
         "held_out": 0 if held_out is None else held_out["samples"],
     }
     here = {
         "recipe": recipe.name,
-        "epochs": recipe.config.epochs if epochs is None else epochs,
+        **json.loads(config.to_json()),
         "data": options.get("data_name") or recipe.data,
         "held_out": options.get("held_out", 0),
     }
-    if there != here:
+    differing = [
+        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
         raise OutputError(
-            f"{str(folder)!r} holds a finished run of another kind: {there}, and asked is {here}. "
+            f"{str(folder)!r} holds a finished run of another kind: {'; '.join(differing)}. "
             "Give the same options, or another folder"
         )
 

@@ -53,6 +53,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         # torch.load does not look at the checksums of its own format, which is a zip file.
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+            # Torch takes a member that is marked as a folder for an empty one, and loads what
+            # happens to be in memory.
+            folders = [part.filename for part in archive.infolist() if part.external_attr & 0x10]
+            broken = broken or next(iter(folders), None)
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} does not match its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,6 +98,11 @@ def check_same_model(path: str, saved: Mapping[str, Tensor], current: Mapping[st
     """Raise unless two state dictionaries have the same names and shapes."""
     if not all(isinstance(part, Tensor) for part in saved.values()):
         raise CheckpointError(f"{path!r} is damaged: among its weights is something else")
+    for name, part in saved.items():
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            raise CheckpointError(f"{path!r} is damaged: {name} holds NaN or infinity")
+        if name in current and part.dtype != current[name].dtype:
+            raise CheckpointError(f"{path!r} is damaged: {name} is of type {part.dtype}")
     missing = [name for name in current if name not in saved]
     unknown = [name for name in saved if name not in current]
     reshaped = [

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -110,6 +111,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 self._set(name, check_number(name, value, minimum=0.0, maximum=maximum))
+        if self.clip_gradient == 0.0:
+            raise InvalidInputError("clip_gradient=0: no weight would move; None clips nothing")
+        if self.weight_averaging == 1.0:
+            raise InvalidInputError("weight_averaging=1: the average would stay at the start")
         check_flag("channels_last", self.channels_last)
         self._fill_options()
         # Built once here, so that an option torch refuses is an error before anything starts.
@@ -275,8 +280,9 @@ def _torch_class(name: str, value: Any, module: Any, base: type, suffix: str = "
     hint = closest(value, names) if isinstance(value, str) else ""
     if not isinstance(value, str):
         hint = "; a callable of your own goes to the Trainer"
+    constant = f"{CONSTANT!r} or " if name == "schedule" else ""
     raise InvalidInputError(
-        f"{name}={value!r}: must be the name of a class in {module.__name__}{hint}"
+        f"{name}={value!r}: must be {constant}the name of a class in {module.__name__}{hint}"
     )
 
 
@@ -301,6 +307,8 @@ def _plain(name: str, value: Any) -> Any:
         return {str(key): _plain(f"{name}[{key!r}]", item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_plain(name, item) for item in value)
+    if isinstance(value, float) and math.isnan(value):
+        raise InvalidInputError(f"{name}=nan: must be a number")
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise InvalidInputError(

@@ -14,7 +14,16 @@ from constrained_cnn.training._executor import Loss, count_correct
 from constrained_cnn.training._source import Source
 
 # What torch, a model or a loss raise for a batch they cannot take.
-EXPLAINED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning)
+EXPLAINED = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    UserWarning,
+)
 
 
 @dataclass(frozen=True)
@@ -105,9 +114,6 @@ def explained(
 ) -> Iterator[None]:
     """Make an error of torch on one batch say which batch it was, and what it held.
 
-    Where a loss would stretch outputs and targets of different shapes over each other, torch only
-    warns; on the first batch that is an error here.
-
     Args:
         name: What the data is called.
         batch: Number of the batch, counted from 1.
@@ -118,13 +124,7 @@ def explained(
         InvalidInputError: In place of torch's own error; running out of memory stays what it is.
     """
     try:
-        if batch > 1:
-            yield
-            return
-        # Only there: each change of the filters makes every other warning appear anew.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Using a target size")
-            yield
+        yield
     except (torch.OutOfMemoryError, ConstrainedCNNError):
         raise
     except EXPLAINED as error:
@@ -137,6 +137,17 @@ def explained(
         ) from error
 
 
+@contextmanager
+def no_stretching() -> Iterator[None]:
+    """Make it an error that a loss stretches outputs and targets of different shapes.
+
+    Torch only warns of it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Using a target size")
+        yield
+
+
 def _say(part: Tensor) -> str:
     return f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
 
@@ -144,7 +155,7 @@ def _say(part: Tensor) -> str:
 def evaluate(model: nn.Module, loss: Loss, source: Source) -> Evaluation:
     """Return how ``model`` does on every batch of ``source``."""
     tally = Tally()
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), no_stretching():
         for inputs, targets in source.batches():
             with explained(source.name, tally.steps + 1, inputs, targets):
                 outputs = model(inputs)

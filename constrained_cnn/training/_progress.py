@@ -99,7 +99,7 @@ def _duration(seconds: float) -> str:
 
     Examples:
         >>> _duration(7), _duration(190), _duration(7300)
-        ('7 s', '3 min', '2 h 1 min')
+        ('7 s', '3 min', '2 h 2 min')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -2,13 +2,14 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -45,6 +46,7 @@ class Plan:
         train: Where training batches come from.
         validation: What is read after every epoch, or None.
         judged_on: What that set is: "validation" or "test".
+        classifier: Whether the loss compares classes.
         loss: Maps (outputs, targets) to a scalar mean.
         make_optimizer: The caller's, or None for the configuration's.
         make_scheduler: The caller's, or None for the configuration's.
@@ -57,6 +59,7 @@ class Plan:
     train: Source
     validation: Source | None
     judged_on: str
+    classifier: bool
     loss: Loss
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     make_scheduler: Callable[[Optimizer], LRScheduler] | None
@@ -101,7 +104,7 @@ class Run:
             enabled=progress,
         )
         try:
-            with shown:
+            with shown, _first_outputs_checked(self.plan):
                 while len(self.rows) < epochs and not guard.requested:
                     row = self._epoch(len(self.rows) + 1, guard, shown)
                     if row is not None:
@@ -137,6 +140,11 @@ class Run:
             raise InvalidInputError(
                 f"train: gave no batches in epoch {epoch}; pass something that can be iterated "
                 "anew for every epoch, such as a list or a DataLoader, not a generator"
+            )
+        if self.plan.train.steps not in (None, tally.steps):
+            raise InvalidInputError(
+                f"train: its len is {self.plan.train.steps}, and it gave {tally.steps} batches in "
+                f"epoch {epoch}; the learning-rate schedule goes by the len"
             )
         self._check_finite(tally, epoch)
         trained = tally.read()
@@ -282,3 +290,23 @@ def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
             f"optimizer: made one over {foreign} parameters that are not the model's; make it from "
             "the model it is given"
         )
+
+
+@contextmanager
+def _first_outputs_checked(plan: Plan) -> Iterator[None]:
+    """Refuse a classifier of one output at its first call: its loss is 0 whatever it says."""
+
+    def look(model: nn.Module, inputs: Any, outputs: Any) -> None:
+        handle.remove()  # once is enough, and a hook costs time
+        if plan.classifier and isinstance(outputs, Tensor) and outputs.shape[1:] == (1,):
+            raise InvalidInputError(
+                f"the model gives one output for each sample, of which loss={plan.config.loss!r} "
+                "makes 0 whatever it is; give it an output for each class, or choose another loss: "
+                "'MSELoss' for a regression, 'BCEWithLogitsLoss' for two classes in one output"
+            )
+
+    handle = plan.model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from constrained_cnn.errors import InvalidInputError, OutputError, check_choice
+from constrained_cnn.errors import (
+    InvalidInputError,
+    NonFiniteLossError,
+    OutputError,
+    check_choice,
+)
 from constrained_cnn.training._checkpoint import FILE_NAME
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import (
@@ -20,11 +25,12 @@ from constrained_cnn.training._evaluation import (
     evaluate,
     evaluating,
     explained,
+    no_stretching,
 )
 from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._history import TEST, VALIDATION, History
 from constrained_cnn.training._interrupt import InterruptGuard
-from constrained_cnn.training._run import Plan, Run
+from constrained_cnn.training._run import HISTORY_FILES, Plan, Run
 from constrained_cnn.training._source import Data, Source
 
 CLASSIFIER_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
@@ -118,6 +124,8 @@ class Trainer:
             OutputError: If the folder cannot be written, or holds a run that is not to go on.
             NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
         """
+        if folder is not None and not os.fspath(folder):
+            raise OutputError("folder='': must name a folder")
         if resume and folder is None:
             raise InvalidInputError("resume=True: needs the folder that holds the checkpoint")
         source = self._fitting_source(model, train, "train")
@@ -130,17 +138,20 @@ class Trainer:
             train=source,
             validation=held_out,
             judged_on=check_choice("judged_on", judged_on, (VALIDATION, TEST)),
+            classifier=self._is_classifier,
             loss=self._loss,
             make_optimizer=self._make_optimizer,
             make_scheduler=self._make_scheduler,
             callables=self.callables,
             folder=None if folder is None else Path(folder),
         )
-        if plan.folder is not None and not resume and (plan.folder / FILE_NAME).exists():
-            raise OutputError(
-                f"folder={str(folder)!r}: holds the checkpoint of another run; resume=True goes on "
-                "with it, another folder starts anew"
-            )
+        if plan.folder is not None and not resume:
+            for name in (FILE_NAME, *HISTORY_FILES):
+                if (plan.folder / name).exists():
+                    raise OutputError(
+                        f"folder={str(folder)!r}: holds the {name} of another run; resume=True "
+                        "goes on with its checkpoint, another folder starts anew"
+                    )
         run = Run(plan)
         if resume:
             run.load()
@@ -148,9 +159,11 @@ class Trainer:
             run.save()  # Shows before the first step that the folder can be written.
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), InterruptGuard() as guard:
+            with torch.random.fork_rng(devices), no_stretching(), InterruptGuard() as guard:
                 return run.go(guard, progress=self.progress)
-        except InvalidInputError:
+        except NonFiniteLossError:
+            raise  # its last good checkpoint stays, were it that of the start
+        except Exception:
             if not resume:
                 run.forget()
             raise
@@ -168,16 +181,23 @@ class Trainer:
 
         Args:
             model: The network; its weights and mode stay.
-            data: An ImageSet, an iterable of (inputs, targets), or a tensor of inputs
-                ``(N, ...)``.
+            data: An ImageSet, which normalizes its images; or an iterable of (inputs, targets) or
+                a tensor of inputs ``(N, ...)``, which go in as they are: pixels are brought into
+                the form the model was trained on by ``images.normalised(pixels)``.
 
         Returns:
             Outputs ``(N, ...)``; for a classifier the logits.
 
         Raises:
-            InvalidInputError: If the data holds nothing.
+            InvalidInputError: If the data holds nothing, or the model cannot take it.
         """
         if isinstance(data, Tensor):
+            if data.dtype == torch.uint8:
+                raise InvalidInputError(
+                    "data=uint8 tensor: pixels have to be normalized first, as the model was "
+                    "trained; pass an ImageSet, or images.normalised(pixels) of the set it learned "
+                    "from"
+                )
             parts = data.split(self.config.batch_size) if len(data) else ()
             data = [(part, part) for part in parts]
         source = self._source(model, data, "data")
@@ -211,9 +231,12 @@ class Trainer:
 
     def _fitting_source(self, model: nn.Module, data: Data, name: str) -> Source:
         source = self._source(model, data, name)
-        classifier = "loss" not in self.callables and self.config.loss in CLASSIFIER_LOSSES
-        check_fits(model, source, classifier=classifier)
+        check_fits(model, source, classifier=self._is_classifier)
         return source
+
+    @property
+    def _is_classifier(self) -> bool:
+        return "loss" not in self.callables and self.config.loss in CLASSIFIER_LOSSES
 
 
 def find_device(device: str | torch.device) -> torch.device:
