@@ -84,3 +84,16 @@ def resolve_name(
 def setup(app: Sphinx) -> None:
     """Connect the resolver, ahead of intersphinx, which looks up what it leaves."""
     app.connect("missing-reference", resolve_name, priority=400)
+
+# Examples that write a file write it where nobody has to clear it away.
+doctest_global_setup = """
+import os
+import tempfile
+
+_place = tempfile.TemporaryDirectory()
+os.chdir(_place.name)
+"""
+doctest_global_cleanup = """
+os.chdir(os.path.dirname(_place.name))
+_place.cleanup()
+"""

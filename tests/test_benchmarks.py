@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import accuracy_table, source_way, step_time
+from benchmarks import accuracy_table, layout_error, source_way, step_time
 from constrained_cnn import data, models
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
@@ -147,3 +147,9 @@ def test_the_reported_runs_followed_the_protocol() -> None:
             )
             errors = record.result["test_errors"]
             assert record.result["test_accuracy"] == pytest.approx(100 - errors / 100)
+
+
+def test_a_gradient_in_torchs_own_layout_is_exact_to_rounding() -> None:
+    torch.manual_seed(0)
+    model = models.create_model("mnist_12k")
+    assert layout_error.relative_error(model, torch.contiguous_format, seed=0) < 1e-3
