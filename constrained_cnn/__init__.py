@@ -13,11 +13,14 @@ _MODULES = (
     "cli",
     "data",
     "errors",
+    "graph",
     "models",
     "plots",
+    "receptive_field",
     "recipes",
     "record",
     "study",
+    "tracing",
     "training",
 )
 _NAMES = {
@@ -28,6 +31,8 @@ _NAMES = {
     "Trainer": "training",
     "create_model": "models",
     "list_models": "models",
+    "measure_receptive_field": "receptive_field",
+    "trace": "tracing",
 }
 
 __all__ = [
@@ -42,12 +47,17 @@ __all__ = [
     "create_model",
     "data",
     "errors",
+    "graph",
     "list_models",
+    "measure_receptive_field",
     "models",
     "plots",
+    "receptive_field",
     "recipes",
     "record",
     "study",
+    "trace",
+    "tracing",
     "training",
 ]
 
@@ -57,17 +67,22 @@ if TYPE_CHECKING:
         cli,
         data,
         errors,
+        graph,
         models,
         plots,
+        receptive_field,
         recipes,
         record,
         study,
+        tracing,
         training,
     )
     from constrained_cnn.data import ImageSet
     from constrained_cnn.models import create_model, list_models
+    from constrained_cnn.receptive_field import measure_receptive_field
     from constrained_cnn.record import RunRecord
     from constrained_cnn.study import Sample
+    from constrained_cnn.tracing import trace
     from constrained_cnn.training import TrainConfig, Trainer
 
 

@@ -85,6 +85,7 @@ def setup(app: Sphinx) -> None:
     """Connect the resolver, ahead of intersphinx, which looks up what it leaves."""
     app.connect("missing-reference", resolve_name, priority=400)
 
+
 # Examples that write a file write it where nobody has to clear it away.
 doctest_global_setup = """
 import os

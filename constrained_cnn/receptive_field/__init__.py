@@ -1,8 +1,11 @@
-"""What a unit of a network sees: receptive fields, exact, per axis.
-
-The arithmetic is here; measuring a whole network builds on it.
-"""
+"""What the units of a network see: receptive fields, exact, per axis."""
 
 from constrained_cnn.receptive_field._axis import AxisField
+from constrained_cnn.receptive_field._measure import (
+    Axis,
+    LayerField,
+    ReceptiveField,
+    measure_receptive_field,
+)
 
-__all__ = ["AxisField"]
+__all__ = ["Axis", "AxisField", "LayerField", "ReceptiveField", "measure_receptive_field"]

@@ -1,0 +1,91 @@
+"""One call of a torch operation, as the rules see it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from constrained_cnn.graph import AxisRead, Read, Window
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an operation on tensors, some of which depend on the network's input.
+
+    Attributes:
+        op: Name of the operation.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        outputs: The tensors it gave.
+        values: The number of each tensor that depends on the network's input, by its ``id``.
+    """
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Tensor, ...]
+    values: Mapping[int, int]
+
+    def get(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    @property
+    def input(self) -> Tensor:
+        """The first tensor given."""
+        return next(tensors((*self.args, *self.kwargs.values())))
+
+    @property
+    def output(self) -> Tensor:
+        """The first tensor it gave."""
+        return self.outputs[0]
+
+    def traced(self) -> list[Tensor]:
+        """Return the tensors given that depend on the network's input."""
+        given = tensors((*self.args, *self.kwargs.values()))
+        return [tensor for tensor in given if id(tensor) in self.values]
+
+    def read(
+        self,
+        tensor: Any,
+        axes: Sequence[AxisRead | None],
+        *,
+        gate: bool = False,
+        unplaced: Sequence[int] = (),
+    ) -> tuple[Read, ...]:
+        """Return a read of ``tensor``, or none where it does not depend on the network's input."""
+        if id(tensor) not in self.values:
+            return ()
+        return (Read(self.values[id(tensor)], tuple(axes), gate, tuple(unplaced)),)
+
+    def broadcast(self, tensor: Any, *, gate: bool = False) -> tuple[Read, ...]:
+        """Return a read of ``tensor`` unit by unit, stretched over the output as torch does."""
+        if id(tensor) not in self.values:
+            return ()
+        axes: list[AxisRead | None] = []
+        ahead = self.output.ndim - tensor.ndim
+        for axis, size in enumerate(self.output.shape):
+            if axis < ahead:
+                axes.append(None)
+            elif tensor.shape[axis - ahead] == size:
+                axes.append(AxisRead(axis - ahead))
+            else:
+                axes.append(AxisRead(axis - ahead, Window(stride=0)))
+        return self.read(tensor, axes, gate=gate)
+
+
+def tensors(arguments: Any) -> Iterator[Tensor]:
+    """Yield the tensors in ``arguments``, however nested."""
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, Mapping):
+        for item in arguments.values():
+            yield from tensors(item)
+    elif isinstance(arguments, list | tuple):
+        for item in arguments:
+            yield from tensors(item)
+    elif hasattr(arguments, "__dataclass_fields__"):
+        yield from tensors(list(vars(arguments).values()))

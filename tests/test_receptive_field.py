@@ -1,0 +1,286 @@
+"""Receptive fields of whole networks: published numbers, and every unit against the gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from constrained_cnn import models
+from constrained_cnn.errors import InvalidInputError, TracingError
+from constrained_cnn.receptive_field import measure_receptive_field
+from constrained_cnn.tracing import trace
+
+PUBLISHED = {
+    # name: (trunk, global, size with gates left out, jump, start)
+    "alexnet": ("features", False, 195, 32, -66),
+    "vgg16": ("features", False, 212, 32, -90),
+    "resnet18": ("layer4", False, 435, 32, -217),
+    "resnet50": ("layer4", False, 427, 32, -213),
+    "googlenet": ("inception5b", False, 379, 32, -167),
+    "inception_v3": ("Mixed_7c", False, 1311, 32, -618),
+    "mobilenet_v2": ("features", False, 491, 32, -245),
+    "mobilenet_v3_small": ("features", True, 639, 32, -319),
+    "densenet121": ("features", False, 2071, 32, -1021),
+    "squeezenet1_0": ("features", False, 155, 16, -60),
+    "shufflenet_v2_x1_0": ("conv5", False, 527, 32, -263),
+    "efficientnet_b0": ("features", True, 851, 32, -425),
+    "convnext_tiny": ("features", False, 1688, 32, -828),
+}
+ONLY_SIZE = {"resnet101": 971, "resnet152": 1451}
+
+
+def build(name: str) -> nn.Module:
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    with torch.device("meta"):  # no test needs their weights
+        return torchvision.models.get_model(name, **options)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks(name: str) -> None:
+    trunk, is_global, size, jump, start = PUBLISHED[name]
+    side = 299 if name == "inception_v3" else 224
+    field = measure_receptive_field(build(name), (3, side, side), layer=trunk)
+    for axis in field.axes:
+        assert axis.local is not None
+        assert axis.is_global == is_global
+        assert axis.local.size == size
+        assert axis.local.jump == jump
+        assert axis.local.start == start
+
+
+@pytest.mark.parametrize("name", ONLY_SIZE)
+def test_published_sizes(name: str) -> None:
+    field = measure_receptive_field(build(name), (3, 224, 224), layer="layer4")
+    assert [axis.size for axis in field.axes] == [ONLY_SIZE[name]] * 2
+
+
+def test_the_source_network_breaks_its_own_rule_at_the_pools() -> None:
+    field = measure_receptive_field(models.mnist_12k_source(), (1, 28, 28))
+    sizes = [row.axes[0].size for row in field.layers if row.window is not None]
+    assert sizes == [3, 5, 6, 10, 14, 16, 24, 24, 32]
+    assert [row.axes[0].size for row in field.pools] == [5, 14]
+    assert [at_pool.axes[0].stage and at_pool.axes[0].stage.size for at_pool in field.pools] == [
+        5,
+        5,
+    ]
+
+
+def test_ours_keeps_the_rule_at_each_pool() -> None:
+    for at_pool in measure_receptive_field(models.mnist_12k(), (1, 28, 28)).pools:
+        for axis in at_pool.axes:
+            assert axis.stage is not None
+            assert axis.stage.size in (7, 9)
+
+
+# Small networks against the gradient of every unit
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.parts)
+
+
+def conv(channels: int = 2, kernel: Any = 3, out: int | None = None, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(channels, out or channels, kernel, **options)
+
+
+def attended(x: Tensor, gate: nn.Module) -> Tensor:
+    return x * torch.sigmoid(gate(x.mean((2, 3), keepdim=True)))
+
+
+NETWORKS: dict[str, nn.Module] = {
+    "plain": nn.Sequential(conv(), nn.ReLU(), conv(stride=2, padding=1)),
+    "kernels of each axis": nn.Sequential(conv(kernel=(3, 1)), conv(kernel=(1, 5), stride=(1, 2))),
+    "dilation": nn.Sequential(*[conv(dilation=d, padding=d) for d in (1, 2, 4)]),
+    "same, even kernel": nn.Sequential(conv(kernel=4, padding="same"), conv(kernel=2)),
+    "1x1 with a stride leaves holes": nn.Sequential(conv(kernel=1, stride=2), conv()),
+    "transposed": nn.Sequential(
+        conv(stride=2, padding=1), nn.ConvTranspose2d(2, 2, 4, stride=2, padding=1)
+    ),
+    "transposed, dilated": nn.ConvTranspose2d(2, 2, 3, stride=3, padding=2, dilation=2),
+    "average pool": nn.Sequential(conv(), nn.AvgPool2d(3, 2, 1)),
+    "groups and norm": nn.Sequential(conv(groups=2), nn.BatchNorm2d(2), nn.GELU()),
+    "residual": Lambda(lambda x, a, b: x + b(a(x)), conv(padding=1), conv(padding=1)),
+    "branches that are shifted": Lambda(
+        lambda x, a, b: a(F.pad(x, (4, 0, 4, 0))) + b(F.pad(x, (2, 2, 2, 2))),
+        conv(kernel=5),
+        conv(kernel=5),
+    ),
+    "cat of branches": Lambda(
+        lambda x, a, b: torch.cat([a(x), b(x)], 1), conv(kernel=1), conv(kernel=5, padding=2)
+    ),
+    "nearest": nn.Sequential(conv(stride=2, padding=1), nn.Upsample(scale_factor=2)),
+    "nearest by 3/2": Lambda(lambda x: F.interpolate(x, scale_factor=1.5)),
+    "linear": nn.Sequential(
+        conv(stride=2, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), conv()
+    ),
+    "linear, aligned": Lambda(
+        lambda x: F.interpolate(x, size=(21, 21), mode="bilinear", align_corners=True)
+    ),
+    "shuffle": nn.Sequential(conv(out=8, padding=1), nn.PixelShuffle(2), conv()),
+    "unshuffle": nn.Sequential(conv(kernel=4), nn.PixelUnshuffle(2), conv(8)),
+    "slices": Lambda(lambda x, a: a(x[:, :, 1:-2:2, 3:]), conv()),
+    "flip": Lambda(lambda x, a, b: b(a(x).flip(2)), conv(stride=2), conv()),
+    "transpose": Lambda(lambda x, a: a(x.transpose(2, 3)), conv(kernel=(3, 1))),
+    "channel shuffle": Lambda(
+        lambda x, a, b: b(a(x).view(1, 2, 2, 11, 11).transpose(1, 2).reshape(1, 4, 11, 11)),
+        conv(out=4, padding=1),
+        conv(4, padding=1),
+    ),
+    "channels last and back": Lambda(
+        lambda x, a, b: b(a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), nn.Linear(2, 2), conv()
+    ),
+    "adaptive pool": nn.Sequential(conv(padding=1), nn.AdaptiveAvgPool2d(4)),
+    "functional, reused": Lambda(lambda x, a: a(F.relu(a(a(x)))), conv()),
+    "crop and add": Lambda(lambda x, a: a(x) + x[..., 1:-1, 1:-1], conv()),
+    "chunks": Lambda(
+        lambda x, a, b: torch.cat([a(x.chunk(2, 1)[0]), b(x.chunk(2, 1)[1])], 1),
+        conv(1, padding=1),
+        conv(1, 5, padding=2),
+    ),
+    "larger of two": Lambda(lambda x, a: torch.max(a(x), x), conv(padding=1)),
+    "response norm": nn.Sequential(conv(), nn.LocalResponseNorm(2)),
+    "shapes of another": Lambda(
+        lambda x, a, b: a(x).view_as(x) + b(x).expand_as(x), conv(padding=1), conv(kernel=1)
+    ),
+    "in place": Lambda(lambda x, a, b: a(x).mul_(2).add_(b(x)), conv(padding=1), conv(kernel=1)),
+    "einsum": Lambda(
+        lambda x, a: torch.einsum(
+            "nchw,dc->ndhw", a(x), torch.ones(3, 2, dtype=x.dtype, device=x.device)
+        ),
+        conv(),
+    ),
+}
+SIDE = 11
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_unit_sees_what_its_gradient_reaches(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name].double().eval()
+    for weights in network.parameters():
+        nn.init.uniform_(weights, 0.5, 1.5)  # no two paths cancel
+    image = torch.rand(1, 2, SIDE, SIDE, dtype=torch.float64) + 0.5
+    image.requires_grad_()
+    value = network(image)
+    field = measure_receptive_field(network, (2, SIDE, SIDE))
+    for number, axis in enumerate(field.axes):
+        along = field.axes[number].units
+        own = 2 + number if name != "transpose" else 3 - number
+        assert along == value.shape[own]
+        for unit in range(value.shape[own]):
+            others = [a for a in range(4) if a != 2 + number]
+            (gradient,) = torch.autograd.grad(
+                value.select(own, unit).sum(), image, retain_graph=True
+            )
+            reached = gradient.abs().sum(others).nonzero().flatten().tolist()
+            span = axis.interval(unit)
+            if span is not None:  # what lies in the padding has no gradient
+                span = (max(span[0], 0), min(span[1], SIDE - 1))
+                span = span if span[0] <= span[1] else None
+            assert span == ((min(reached), max(reached)) if reached else None), (number, unit)
+
+
+GLOBAL: dict[str, tuple[nn.Module, int | None]] = {
+    # the network, and its size with gates left out
+    "squeeze-excite": (Lambda(attended, conv(kernel=1)), 1),
+    "group norm": (nn.Sequential(conv(), nn.GroupNorm(1, 2)), 3),
+    "pool to one": (nn.AdaptiveAvgPool2d(1), None),
+    "norm of the batch's own statistics": (
+        nn.Sequential(conv(), nn.BatchNorm2d(2, track_running_stats=False)),
+        3,
+    ),
+    "a weight that depends on the input": (
+        Lambda(lambda x: F.conv2d(x, x[:, :, :3, :3])),
+        None,
+    ),
+    "matrix product along the image": (Lambda(lambda x: x @ x.mT), None),
+    "flatten and linear": (nn.Sequential(nn.Flatten(), nn.Linear(2 * SIDE * SIDE, 3)), None),
+}
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_what_depends_on_the_whole_image(name: str) -> None:
+    network, local = GLOBAL[name]
+    graph = trace(network, (2, SIDE, SIDE))
+    row = measure_receptive_field(graph).layers[-1]
+    for axis in row.axes:
+        assert axis.is_global
+        assert axis.size == SIDE
+        assert axis.sees_all
+        assert (None if axis.local is None else axis.local.size) == local
+
+
+def test_one_and_three_dimensions() -> None:
+    causal = Lambda(lambda x, a: a(F.pad(x, (4, 0))), nn.Conv1d(2, 2, 3, dilation=2))
+    (axis,) = measure_receptive_field(causal, (2, 50)).axes
+    assert axis.interval(10) == (6, 10)
+    solid = nn.Sequential(nn.Conv3d(1, 2, (1, 3, 5)), nn.MaxPool3d(2))
+    assert [a.size for a in measure_receptive_field(solid, (1, 9, 9, 9)).axes] == [2, 4, 6]
+
+
+def test_it_prints_and_gives_the_sheet_people_keep() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3))
+    field = measure_receptive_field(net, (1, 28, 28))
+    assert str(field) == (
+        "Sequential at 2: conv2d: 8 of 28, jump 2, start -1; 8 of 28, jump 2, start -1"
+    )
+    assert field.to_markdown().splitlines()[2:] == [
+        "| 0: conv2d | 28 | 3 | 1 | 1 | 1 | 28 | 1 | 3 |",
+        "| 1: max_pool2d | 28 | 2 | 0 | 2 | 1 | 14 | 2 | 4 |",
+        "| 2: conv2d | 14 | 3 | 0 | 1 | 1 | 12 | 2 | 8 |",
+    ]
+    assert field.first_to_see_all is None
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "layer", "error", "message"),
+    [
+        (nn.Linear(3, 2), (3,), None, InvalidInputError, "has no image axis"),
+        (nn.Conv2d(1, 2, 3), None, None, InvalidInputError, "give the shape"),
+        (nn.Conv2d(1, 2, 3), (1, 28, 0), None, InvalidInputError, "input_shape=0"),
+        (nn.Sequential(conv(), conv()), (2, 9, 9), "3", InvalidInputError, "no such module ran"),
+        (nn.Conv2d(3, 2, 3), (1, 28, 28), None, TracingError, r"cannot take an input of shape"),
+        (nn.Conv2d(1, 2, 5), (1, 3, 3), None, TracingError, r"cannot take an input of shape"),
+        (nn.LazyConv2d(2, 3), (1, 28, 28), None, TracingError, "call the model once"),
+        (
+            Lambda(lambda x: x if x.sum() > 0 else -x),
+            (1, 8, 8),
+            None,
+            TracingError,
+            "depends on the values of its input",
+        ),
+        (Lambda(lambda x: torch.fft.fft2(x)), (1, 8, 8), None, TracingError, "'fft_fft2'.*no rule"),
+        (
+            Lambda(lambda x, a: a(x.roll(1, 2)), conv(1)),
+            (1, 8, 8),
+            None,
+            TracingError,
+            "differs from unit to unit",
+        ),
+        (
+            Lambda(lambda x, a: a(x) + F.interpolate(x, size=(6, 6)), conv(1)),
+            (1, 8, 8),
+            None,
+            TracingError,
+            "depends on the position",
+        ),
+    ],
+)
+def test_what_cannot_be_said(
+    network: nn.Module, shape: Any, layer: str | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        measure_receptive_field(network, shape, layer=layer)
