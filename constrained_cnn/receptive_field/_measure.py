@@ -160,8 +160,10 @@ def measure_receptive_field(
     """Return what the units of a network see, exactly, for each axis of the image.
 
     A unit's receptive field is the closed interval of input positions it can depend on, in
-    evaluation mode; positions outside the input lie in its padding. It is the network that runs
-    that is measured: branches, reused modules, functions and resampling as they are.
+    evaluation mode. It is that of the network without borders: positions outside the input lie in
+    its padding, and a unit that reads the padding of a layer in between may see less. What is
+    measured is the network that runs: branches, reused modules, functions and resampling as they
+    are.
 
     Args:
         model: The network, or its :class:`~constrained_cnn.graph.Graph`.

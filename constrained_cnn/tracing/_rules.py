@@ -174,6 +174,12 @@ def position_norm(call: Call) -> Reads:
     return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
 
 
+def shuffled_channels(call: Call) -> Reads:
+    """Each unit reads the channels at its place."""
+    x = call.get(0, "input")
+    return (call.read(x, kept(x, whole=[1])),)
+
+
 def across_channels(call: Call) -> Reads:
     """Each unit reads itself, and for its scale the other channels."""
     x = call.get(0, "input")
@@ -517,6 +523,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["upsample", "interpolate"], interpolate),
     **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
     "einsum": product,
+    "channel_shuffle": shuffled_channels,
     "flip": flip,
     "getitem": indexing,
     "linear": linear,
