@@ -100,7 +100,10 @@ class Branches(nn.Module):
         a, b = self.one(x), self.other(x)
         height, width = (max(a.shape[i], b.shape[i]) for i in (2, 3))
         a, b = (F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2])) for y in (a, b))
-        return torch.cat([a[:, :1], b[:, 1:]], 1) if self.side_by_side else a + b
+        if not self.side_by_side:
+            return a + b
+        # Mixed at once: a field does not follow which channel comes from which branch.
+        return F.conv2d(torch.cat([a, b], 1), x.new_ones(CHANNELS, 2 * CHANNELS, 1, 1))
 
 
 @st.composite

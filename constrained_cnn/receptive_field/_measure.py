@@ -161,9 +161,9 @@ def measure_receptive_field(
 
     A unit's receptive field is the closed interval of input positions it can depend on, in
     evaluation mode. It is that of the network without borders: positions outside the input lie in
-    its padding, and a unit that reads the padding of a layer in between may see less. What is
-    measured is the network that runs: branches, reused modules, functions and resampling as they
-    are.
+    its padding, and a unit that reads the padding of a layer in between may see less. Channels are
+    not told apart: a unit is all channels at its place. What is measured is the network that runs:
+    branches, reused modules, functions and resampling as they are.
 
     Args:
         model: The network, or its :class:`~constrained_cnn.graph.Graph`.
