@@ -91,6 +91,12 @@ class Lambda(nn.Module):
         return self.function(x, *self.parts)
 
 
+def written_through_a_view(x: Tensor) -> Tensor:
+    y = x * 1
+    y[..., 1:].add_(x[..., :-1])
+    return y
+
+
 def conv(channels: int = 2, kernel: Any = 3, out: int | None = None, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(channels, out or channels, kernel, **options)
 
@@ -151,6 +157,10 @@ NETWORKS: dict[str, nn.Module] = {
     ),
     "larger of two": Lambda(lambda x, a: torch.max(a(x), x), conv(padding=1)),
     "response norm": nn.Sequential(conv(), nn.LocalResponseNorm(2)),
+    "type of another": Lambda(
+        lambda x, a: a(x) * torch.full((1, 2, 1, 1), 2.0, device=x.device).to(x).expand_as(x),
+        conv(padding=1),
+    ),
     "shapes of another": Lambda(
         lambda x, a, b: a(x).view_as(x) + b(x).expand_as(x), conv(padding=1), conv(kernel=1)
     ),
@@ -206,7 +216,6 @@ GLOBAL: dict[str, tuple[nn.Module, int | None]] = {
         Lambda(lambda x: F.conv2d(x, x[:, :, :3, :3])),
         None,
     ),
-    "matrix product along the image": (Lambda(lambda x: x @ x.mT), None),
     "flatten and linear": (nn.Sequential(nn.Flatten(), nn.Linear(2 * SIDE * SIDE, 3)), None),
 }
 
@@ -263,6 +272,30 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
             "depends on the values of its input",
         ),
         (Lambda(lambda x: torch.fft.fft2(x)), (1, 8, 8), None, TracingError, "'fft_fft2'.*no rule"),
+        (Lambda(lambda x: x @ x.mT), (1, 8, 8), None, TracingError, "name a layer before that"),
+        (
+            nn.Sequential(conv(1), nn.Flatten(2), nn.Unflatten(2, (6, 6)), conv(1)),
+            (1, 8, 8),
+            None,
+            TracingError,
+            "name a layer before that",
+        ),
+        (Lambda(written_through_a_view), (1, 8, 8), None, TracingError, "what another tensor is"),
+        (conv(1), (8, 8), None, TracingError, "must name the channels too"),
+        (
+            Lambda(lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True)),
+            (1, 8, 8),
+            None,
+            TracingError,
+            "antialias",
+        ),
+        (
+            Lambda(lambda x: x + torch.arange(8.0)),
+            (1, 8, 8),
+            None,
+            TracingError,
+            "fixed device",
+        ),
         (
             Lambda(lambda x, a: a(x.roll(1, 2)), conv(1)),
             (1, 8, 8),

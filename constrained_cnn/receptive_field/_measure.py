@@ -218,10 +218,26 @@ def measure_receptive_field(
 
 
 def _last_spatial(graph: Graph, found: Sequence[Places]) -> int:
+    """Return the last value with a place in the image; raise if the image was formed anew later."""
+    image = len(graph.values[graph.inputs[0]].shape)
+    shapes = [graph.values[value].shape for value in graph.outputs]
+    anew = any(len(shape) == image and max(shape[2:]) > 1 for shape in shapes)
     for layer in reversed(graph.layers):
         for value in layer.outputs:
-            if all(place.axis is not None or place.problem for place in found[value]):
+            places_of_value = found[value]
+            if all(place.axis is not None or place.problem for place in places_of_value):
+                if anew and value not in graph.outputs:
+                    raise TracingError(
+                        f"{graph.model}: after {layer.name} an axis of the image is read whole or "
+                        "taken apart, and later layers work on axes made of it, for which there is "
+                        "no field; name a layer before that: layer=..."
+                    )
                 return value
+        anew = anew or any(
+            source is not None and source.by not in (None, Window(stride=0))
+            for read in layer.reads[0]
+            for source in read.axes
+        )
     return graph.inputs[0]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.errors import InvalidInputError, TracingError
 from constrained_cnn.graph import AxisRead, Read, Resample, Window
 from constrained_cnn.tracing._call import Call, tensors
 
@@ -35,6 +35,11 @@ def convolution(call: Call) -> Reads:
     """Slide over the last axes; read all channels."""
     spatial = int(call.op[-2])
     x, weight = call.get(0, "input"), call.get(1, "weight")
+    if x.ndim == spatial + 1:
+        raise TracingError(
+            f"{call.op} is given {tuple(x.shape)}, which has no batch axis; the input shape must "
+            "name the channels too, as (1, 28, 28) does"
+        )
     stride = spread(call.get(3, "stride", 1), spatial)
     padding = call.get(4, "padding", 0)
     dilation = spread(call.get(5, "dilation", 1), spatial)
@@ -108,6 +113,8 @@ def interpolate(call: Call) -> Reads:
     x = call.get(0, "input")
     kind = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
     mode = call.get(3, "mode", "nearest")
+    if call.get(6, "antialias", False):
+        raise TracingError("interpolate with antialias=True: what its units read is not described")
     if mode == "area":
         return adaptive_pool(
             Call(f"adaptive_avg_pool{x.ndim - 2}d", call.args, {}, call.outputs, call.values)
@@ -477,7 +484,7 @@ _ELEMENTWISE = frozenset(
     logical_and logical_not logical_or logit logsigmoid long lt masked_fill maximum minimum mish
     mod mul multiply nan_to_num ne neg or pow prelu quantize_per_tensor reciprocal relu relu6
     remainder requires_grad round rrelu rsqrt selu sigmoid sign silu sin softplus softshrink
-    softsign sqrt square sub subtract tan tanh tanhshrink threshold to true_divide truediv trunc
+    softsign sqrt square sub subtract tan tanh tanhshrink threshold  true_divide truediv trunc
     truncate type where xlogy xor
     """.split()  # noqa: SIM905
 )
@@ -488,6 +495,9 @@ _REDUCTIONS = frozenset(
     var_mean
     """.split()  # noqa: SIM905
 )
+
+# They read their first tensor; a second one only says which shape or type is wanted.
+REFERENCES = frozenset({"expand_as", "reshape_as", "to", "type_as", "view_as"})
 
 # They take a tensor for its shape, not for what it holds.
 SOURCES = frozenset(
@@ -516,7 +526,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["T", "mT", "H", "mH", "t", "adjoint"], permutation),
     **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"], reshape),
     **dict.fromkeys(["squeeze", "unsqueeze"], squeeze),
-    **dict.fromkeys(["expand", "expand_as", "broadcast_to", "type_as"], stretched),
+    **dict.fromkeys(["expand", "expand_as", "broadcast_to", "type_as", "to"], stretched),
     **dict.fromkeys(
         ["chunk", "split", "split_with_sizes", "tensor_split", "narrow", "unbind", "select"], parts
     ),

@@ -23,7 +23,7 @@ from constrained_cnn.errors import (
 )
 from constrained_cnn.graph import Graph, Layer, TensorInfo
 from constrained_cnn.tracing._call import Call, tensors
-from constrained_cnn.tracing._rules import SOURCES, Reads, Rule, rule_for
+from constrained_cnn.tracing._rules import REFERENCES, SOURCES, Reads, Rule, rule_for
 
 META = torch.device("meta")
 
@@ -74,6 +74,11 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> Graph:
 def _say(error: Exception, recorder: "_Recorder", input_shape: Sequence[int]) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     where = f" in {recorder.path!r}" if recorder.path else ""
+    if "meta" in reason and "cpu" in reason:
+        return (
+            f"{recorder.model} makes a tensor on a fixed device in its forward{where} ({reason}); "
+            "make it with device=x.device, or register it as a buffer"
+        )
     if "meta tensor" in reason or "data-dependent" in reason:
         return (
             f"{recorder.model}: its control flow depends on the values of its input{where}, so no "
@@ -118,6 +123,7 @@ class _Recorder(TorchFunctionMode):
         self._stack: list[str] = []
         self._known: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
         self._numbers: dict[int, int] = {}
+        self._sharing: dict[int, set[int]] = {}  # the traced tensors in each piece of memory
         self._values: list[TensorInfo] = []
         self._layers: list[Layer] = []
         self._modules: dict[str, int] = {}
@@ -167,7 +173,11 @@ class _Recorder(TorchFunctionMode):
         sources = list(tensors((args, kwargs)))
         if any(t.device == META and id(t) not in self._known for t in sources):
             raise self._unknown(op, "is given a tensor that no operation seen here made")
-        given = any(id(t) in self._numbers for t in sources)
+        # Some look at a second tensor for its shape or type alone.
+        read = sources[:1] if op in REFERENCES else sources
+        given = any(id(t) in self._numbers for t in read)
+        if _is_in_place(func):
+            self._check_in_place(op, sources)
         outcome = func(*args, **kwargs)
         made = tuple(tensors(outcome))
         for tensor in made:
@@ -188,17 +198,27 @@ class _Recorder(TorchFunctionMode):
         # What no read speaks of, such as a weight that depends on the input, is read whole.
         said = {read.value for each in reads for read in each}
         silent = {call.values[id(t)]: t for t in call.traced() if call.values[id(t)] not in said}
-        if silent and not op.endswith("_as"):  # those look at a shape alone
+        if silent and op not in REFERENCES:
             whole = [call.read(t, [None] * call.output.ndim)[0] for t in silent.values()]
             reads = tuple((*each, *whole) for each in reads)
         numbers = tuple(self._new_value(tensor) for tensor in call.outputs)
         self._layers.append(Layer(op, self.path, numbers, reads))
+
+    def _check_in_place(self, op: str, given: Sequence[Tensor]) -> None:
+        """Refuse to mix another value into a tensor that shares its memory with a third."""
+        target, *others = given
+        if not any(id(other) in self._numbers for other in others if other is not target):
+            return
+        memory = target.untyped_storage()._cdata
+        if self._sharing.get(memory, set()) - {id(target)}:
+            raise self._unknown(op, "writes in place into what another tensor is a view of")
 
     def _keep(self, tensor: Tensor) -> None:
         self._known[id(tensor)] = tensor
 
     def _new_value(self, tensor: Tensor) -> int:
         self._keep(tensor)
+        self._sharing.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
         number = len(self._values)
         self._values.append(
             TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -230,6 +250,11 @@ def operation_name(func: Callable[..., Any]) -> str:
         name = whole if whole in ("invert", "index") else reflected[1]
         return "sub" if whole == "rsub" else name
     return name.removesuffix("_") if name != "_" else name
+
+
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
 @contextmanager
