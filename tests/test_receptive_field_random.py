@@ -176,6 +176,7 @@ def test_every_unit_of_a_random_network(network: nn.Module) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=3000)
 @given(network=networks(depth=3))
 def test_every_unit_of_many_random_networks(network: nn.Module) -> None:
