@@ -545,8 +545,3 @@ RULES: dict[str, Rule] = {
     "roll": rolled,
     "scaled_dot_product_attention": attention,
 }
-
-
-def rule_for(op: str) -> Rule | None:
-    """Return the rule of an operation; None if nobody wrote one."""
-    return RULES.get(op)

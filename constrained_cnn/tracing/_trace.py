@@ -23,7 +23,7 @@ from constrained_cnn.errors import (
 )
 from constrained_cnn.graph import Graph, Layer, TensorInfo
 from constrained_cnn.tracing._call import Call, tensors
-from constrained_cnn.tracing._rules import REFERENCES, SOURCES, Reads, Rule, rule_for
+from constrained_cnn.tracing._rules import REFERENCES, RULES, SOURCES, Reads, Rule
 
 META = torch.device("meta")
 
@@ -176,7 +176,7 @@ class _Recorder(TorchFunctionMode):
         # Some look at a second tensor for its shape or type alone.
         read = sources[:1] if op in REFERENCES else sources
         given = any(id(t) in self._numbers for t in read)
-        if _is_in_place(func):
+        if sources and _is_in_place(func):
             self._check_in_place(op, sources)
         outcome = func(*args, **kwargs)
         made = tuple(tensors(outcome))
@@ -186,7 +186,7 @@ class _Recorder(TorchFunctionMode):
             raise self._unknown(op, "writes into part of a tensor")
         if not given or not made or op in SOURCES:
             return outcome
-        rule = rule_for(op)
+        rule = RULES.get(op)
         if rule is None:
             raise self._unknown(op, "is in no rule")
         # After an operation in place its tensor has its old number until it is recorded.
@@ -229,8 +229,8 @@ class _Recorder(TorchFunctionMode):
     def _unknown(self, op: str, why: str) -> TracingError:
         where = f"module {self.path!r} of {self.model}" if self.path else self.model
         return TracingError(
-            f"operation {op!r} in {where} {why}, so what its outputs read is not known; use an "
-            "operation that is, or describe this one in constrained_cnn.tracing"
+            f"operation {op!r} in {where} {why}, so what its outputs read is not known; use "
+            "an operation that is described"
         )
 
 
