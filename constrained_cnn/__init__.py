@@ -10,16 +10,19 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "blocks",
+    "budget",
     "cli",
     "data",
     "errors",
     "graph",
     "models",
     "plots",
+    "proof",
     "receptive_field",
     "recipes",
     "record",
     "study",
+    "table",
     "tracing",
     "training",
 )
@@ -30,9 +33,14 @@ _NAMES = {
     "TrainConfig": "training",
     "Trainer": "training",
     "create_model": "models",
+    "effective_receptive_field": "proof",
+    "fold_bn": "budget",
     "list_models": "models",
+    "measure_budget": "budget",
     "measure_receptive_field": "receptive_field",
+    "register_op": "tracing",
     "trace": "tracing",
+    "verify_receptive_field": "proof",
 }
 
 __all__ = [
@@ -43,46 +51,59 @@ __all__ = [
     "Trainer",
     "__version__",
     "blocks",
+    "budget",
     "cli",
     "create_model",
     "data",
+    "effective_receptive_field",
     "errors",
+    "fold_bn",
     "graph",
     "list_models",
+    "measure_budget",
     "measure_receptive_field",
     "models",
     "plots",
+    "proof",
     "receptive_field",
     "recipes",
     "record",
+    "register_op",
     "study",
+    "table",
     "trace",
     "tracing",
     "training",
+    "verify_receptive_field",
 ]
 
 if TYPE_CHECKING:
     from constrained_cnn import (
         blocks,
+        budget,
         cli,
         data,
         errors,
         graph,
         models,
         plots,
+        proof,
         receptive_field,
         recipes,
         record,
         study,
+        table,
         tracing,
         training,
     )
+    from constrained_cnn.budget import fold_bn, measure_budget
     from constrained_cnn.data import ImageSet
     from constrained_cnn.models import create_model, list_models
+    from constrained_cnn.proof import effective_receptive_field, verify_receptive_field
     from constrained_cnn.receptive_field import measure_receptive_field
     from constrained_cnn.record import RunRecord
     from constrained_cnn.study import Sample
-    from constrained_cnn.tracing import trace
+    from constrained_cnn.tracing import register_op, trace
     from constrained_cnn.training import TrainConfig, Trainer
 
 

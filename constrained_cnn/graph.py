@@ -1,14 +1,43 @@
-"""A network as it runs, in frozen records: operations, values, and which axis reads which.
+"""A network as it runs, in frozen records: operations, values, weights, and what reads what.
 
 Imports no torch: what is said about a network is worked out from these records alone.
 """
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError, closest
 
-__all__ = ["AxisRead", "Graph", "Layer", "Read", "Resample", "TensorInfo", "Window"]
+__all__ = [
+    "AxisRead",
+    "Graph",
+    "Layer",
+    "Read",
+    "Resample",
+    "TensorInfo",
+    "TrainingLayer",
+    "TrainingRun",
+    "Weight",
+    "Window",
+    "Work",
+    "bytes_of",
+]
+
+Setting = int | float | bool | str | tuple[int | float, ...] | None
+
+
+def bytes_of(dtype: str) -> int:
+    """Return the bytes of one element of a type, by the name torch gives it.
+
+    Examples:
+        >>> bytes_of("float32"), bytes_of("bfloat16"), bytes_of("bool"), bytes_of("complex64")
+        (4, 2, 1, 8)
+    """
+    bits = re.search(r"\d+", dtype)
+    return max(1, int(bits[0]) // 8) if bits else 1
 
 
 @dataclass(frozen=True)
@@ -18,10 +47,78 @@ class TensorInfo:
     Attributes:
         shape: Its shape, the batch first.
         dtype: Its type, such as ``"float32"``.
+        memory: Number of the piece of memory it lies in; views and results made in place share one.
     """
 
     shape: tuple[int, ...]
     dtype: str
+    memory: int
+
+    @property
+    def elements(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer of the network.
+
+    Attributes:
+        names: Its paths; more than one where it is tied.
+        shape: Its shape.
+        dtype: Its type.
+        trainable: Whether it takes a gradient; never for a buffer.
+        buffer: Whether it is a buffer.
+        evaluates_to: Path of the tensor that a parametrisation makes of it, such as
+            ``"conv.weight"``; empty for an ordinary one.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool
+    buffer: bool = False
+    evaluates_to: str = ""
+
+    @property
+    def name(self) -> str:
+        """The first of its paths."""
+        return self.names[0]
+
+    @property
+    def elements(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes it takes."""
+        return self.elements * bytes_of(self.dtype)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The arithmetic of one operation, or of many, for one sample.
+
+    Attributes:
+        macs: Multiply-accumulates of convolutions, linear layers and products of matrices.
+        bias: Additions of a bias: one for each element of the output.
+        norm: Operations of norms: two for each element (scale and shift) where statistics are
+            stored, four more where they are computed.
+        elementwise: Elements that activations, sums, softmax and the like compute.
+        pooling: Elements that pools, reductions and resampling read.
+    """
+
+    macs: int = 0
+    bias: int = 0
+    norm: int = 0
+    elementwise: int = 0
+    pooling: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        parts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Work(**parts)
 
 
 @dataclass(frozen=True)
@@ -103,22 +200,71 @@ class Layer:
         path: Path of the innermost module it ran in; empty for the network itself.
         outputs: The values it made.
         reads: For each output, how it reads the inputs.
+        weights: The parameters and buffers it reads, at first hand or worked out.
+        work: Its arithmetic; None where nobody has described it.
+        in_place: Whether it wrote its output over its input.
+        settings: Its arguments that are no tensors, by name: ``{"p": 0.069}``.
+        known: Whether there is a rule for it; False only for ``trace(..., strict=False)``.
     """
 
     op: str
     path: str
     outputs: tuple[int, ...]
     reads: tuple[tuple[Read, ...], ...]
+    weights: tuple[int, ...] = ()
+    work: Work | None = Work()
+    in_place: bool = False
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    known: bool = True
 
     @property
     def name(self) -> str:
         """The path and the operation, for a table or an error."""
         return f"{self.path}: {self.op}" if self.path else self.op
 
+    @property
+    def sources(self) -> frozenset[int]:
+        """The values it reads."""
+        return frozenset(read.value for reads in self.reads for read in reads)
+
+
+@dataclass(frozen=True)
+class TrainingLayer:
+    """One operation that ran in training mode.
+
+    Attributes:
+        op: Its name.
+        path: Path of the innermost module it ran in.
+        settings: Its arguments that are no tensors, by name: ``{"p": 0.069, "training": True}``.
+        saved: Bytes that it keeps for the backward pass, for one sample; what an operation before
+            it already kept counts there.
+    """
+
+    op: str
+    path: str
+    settings: Mapping[str, Setting]
+    saved: int
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What runs in training mode.
+
+    Attributes:
+        layers: Every operation, in the order it ran.
+        saved_constant: Bytes kept for the backward pass that do not grow with the batch, such as
+            the statistics of a batch.
+        problem: Why it could not be run to its end; empty if it could.
+    """
+
+    layers: tuple[TrainingLayer, ...]
+    saved_constant: int = 0
+    problem: str = ""
+
 
 @dataclass(frozen=True)
 class Graph:
-    """A network as it runs in evaluation mode.
+    """A network as it runs in evaluation mode, and what of it differs in training.
 
     Attributes:
         model: Name of the model's class.
@@ -127,6 +273,9 @@ class Graph:
         values: Every value.
         layers: Every operation, in the order it ran.
         modules: What each module gave last, by its path: the first value it returned.
+        weights: Every parameter and buffer, those of modules that never run included.
+        evaluated: Elements of each tensor that a parametrisation makes, by its path.
+        training: What runs in training mode.
     """
 
     model: str
@@ -134,7 +283,26 @@ class Graph:
     outputs: tuple[int, ...]
     values: tuple[TensorInfo, ...]
     layers: tuple[Layer, ...]
-    modules: dict[str, int]
+    modules: Mapping[str, int]
+    weights: tuple[Weight, ...] = ()
+    evaluated: Mapping[str, int] = field(default_factory=dict)
+    training: TrainingRun = TrainingRun(())
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of the operations that no rule describes."""
+        return tuple(layer.name for layer in self.layers if not layer.known)
+
+    @property
+    def live_layers(self) -> frozenset[int]:
+        """Positions of the layers that an output depends on."""
+        wanted, found = set(self.outputs), set()
+        for position in range(len(self.layers) - 1, -1, -1):
+            layer = self.layers[position]
+            if wanted.intersection(layer.outputs):
+                found.add(position)
+                wanted |= layer.sources
+        return frozenset(found)
 
     def value_of(self, path: str) -> int:
         """Return what the module at ``path`` gave.

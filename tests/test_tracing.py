@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from constrained_cnn import models
 from constrained_cnn.errors import InvalidInputError, TracingError
 from constrained_cnn.tracing import trace
-from constrained_cnn.tracing._rules import groups
+from constrained_cnn.tracing._axes import groups
 
 
 class Renamed(nn.Conv2d):

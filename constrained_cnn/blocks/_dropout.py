@@ -3,7 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+# The meta device stands in for a CPU: it is asked what a network would do, and keep, on one.
+CPU = ("cpu", "meta")
 
 
 class Dropout(nn.Dropout):
@@ -33,10 +38,21 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input``, in training mode with elements dropped at random."""
-        drawn = self.training and 0 < self.p < 1 and not self.inplace and input.numel() > 0
-        if drawn and input.device.type == "cpu" and input.is_floating_point():
-            return _Masked.apply(input, self.p)
-        return super().forward(input)
+        if self.inplace:
+            return super().forward(input)
+        return dropout(input, self.p, self.training)
+
+
+def dropout(input: Tensor, p: float, training: bool) -> Tensor:
+    """Drop elements; to whoever watches torch's functions it is one operation, as torch's is."""
+    if has_torch_function_unary(input):
+        watched: Tensor = handle_torch_function(dropout, (input,), input, p=p, training=training)
+        return watched
+    drawn = training and 0 < p < 1 and input.numel() > 0
+    if drawn and input.device.type in CPU and input.is_floating_point():
+        masked: Tensor = _Masked.apply(input, p)
+        return masked
+    return F.dropout(input, p, training)
 
 
 class _Masked(torch.autograd.Function):
@@ -47,7 +63,8 @@ class _Masked(torch.autograd.Function):
         mask = torch.empty_like(input)  # dense, in the input's own memory layout where that is
         count = mask.numel()
         # The full range has to be asked for: by default random_ leaves the sign bit 0.
-        bits = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
+        bits = torch.empty((count + 1) // 2, dtype=torch.int64, device=input.device)
+        bits.random_(-(2**63), None)
         threshold = round(p * 2**32) - 2**31
         in_memory = mask.as_strided((count,), (1,))
         torch.ge(bits.view(torch.int32)[:count], threshold, out=in_memory)

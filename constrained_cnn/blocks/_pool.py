@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from constrained_cnn.blocks._dropout import CPU
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -24,9 +27,18 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima; shapes as for :class:`torch.nn.MaxPool2d`."""
         if self.training and _is_two_by_two(self) and _is_dense_on_cpu(input):
-            maxima: Tensor = _Pool.apply(input)
-            return maxima
+            return max_pool2d(input, kernel_size=2, stride=2)
         return super().forward(input)
+
+
+def max_pool2d(input: Tensor, *, kernel_size: int, stride: int) -> Tensor:
+    """Return the maxima of 2x2 cells; to whoever watches it is one operation, as torch's is."""
+    if has_torch_function_unary(input):
+        sizes = {"kernel_size": kernel_size, "stride": stride}
+        watched: Tensor = handle_torch_function(max_pool2d, (input,), input, **sizes)
+        return watched
+    maxima: Tensor = _Pool.apply(input)
+    return maxima
 
 
 def _is_two_by_two(pool: nn.MaxPool2d) -> bool:
@@ -36,7 +48,7 @@ def _is_two_by_two(pool: nn.MaxPool2d) -> bool:
 
 
 def _is_dense_on_cpu(input: Tensor) -> bool:
-    if input.device.type != "cpu" or input.ndim != 4 or not input.is_floating_point():
+    if input.device.type not in CPU or input.ndim != 4 or not input.is_floating_point():
         return False
     return input.is_contiguous() and min(input.shape) > 0 and min(input.shape[2:]) > 1
 

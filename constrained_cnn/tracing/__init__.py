@@ -1,5 +1,7 @@
 """From an ``nn.Module`` to a :class:`~constrained_cnn.graph.Graph`: the only door from torch."""
 
+from constrained_cnn.tracing._call import Call, elementwise
+from constrained_cnn.tracing._rules import register_op
 from constrained_cnn.tracing._trace import trace
 
-__all__ = ["trace"]
+__all__ = ["Call", "elementwise", "register_op", "trace"]

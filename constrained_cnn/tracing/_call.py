@@ -8,6 +8,8 @@ from torch import Tensor
 
 from constrained_cnn.graph import AxisRead, Read, Window
 
+Reads = tuple[tuple[Read, ...], ...]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -89,3 +91,15 @@ def tensors(arguments: Any) -> Iterator[Tensor]:
             yield from tensors(item)
     elif hasattr(arguments, "__dataclass_fields__"):
         yield from tensors(list(vars(arguments).values()))
+
+
+def elementwise(call: Call) -> Reads:
+    """Every unit reads the same unit of every input."""
+    reads = tuple(read for tensor in call.traced() for read in call.broadcast(tensor))
+    return (reads,) * len(call.outputs)
+
+
+def kept(tensor: Tensor, *, whole: Sequence[int] = ()) -> list[AxisRead | None]:
+    """Return axes that read themselves, but for those read whole."""
+    gone = {axis % tensor.ndim for axis in whole}
+    return [None if axis in gone else AxisRead(axis) for axis in range(tensor.ndim)]

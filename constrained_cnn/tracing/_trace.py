@@ -1,42 +1,55 @@
-"""Run a network once without data and write down what it does."""
+"""Run a network without data, once in evaluation mode and once in training, and write it down."""
 
 import copy
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
+from torch.nn.utils import parametrize
 
 from constrained_cnn.errors import (
     ConstrainedCNNError,
     InvalidInputError,
     TracingError,
+    check_flag,
     check_integer,
 )
-from constrained_cnn.graph import Graph, Layer, TensorInfo
-from constrained_cnn.tracing._call import Call, tensors
-from constrained_cnn.tracing._rules import REFERENCES, RULES, SOURCES, Reads, Rule
+from constrained_cnn.graph import Graph, TrainingRun, Weight
+from constrained_cnn.tracing._call import tensors
+from constrained_cnn.tracing._recorder import META, Recorder, TrainingRecorder
 
-META = torch.device("meta")
+# A prime: what divides by it grows with the batch, and what does not is kept once.
+BATCH = 1009
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def trace(model: nn.Module, input_shape: Sequence[int]) -> Graph:
+def trace(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> Graph:
     """Return what ``model`` does with one sample, operation by operation, in evaluation mode.
 
-    The network runs once on torch's meta device, which works out shapes and computes nothing: no
-    weight is allocated. It is a copy that runs, so the model stays as it was in every way.
+    The network runs on torch's meta device, which works out shapes and computes nothing: no weight
+    is allocated. It is a copy that runs, so the model stays as it was in every way. A second run,
+    in training mode, notes which operations run then and what they keep for the backward pass
+    (:attr:`~constrained_cnn.graph.Graph.training`).
 
     Args:
         model: The network.
         input_shape: Shape of one sample, without the batch: ``(1, 28, 28)``.
+        inputs: In place of ``input_shape``, for a network with several inputs: everything its
+            ``forward`` takes, in order or by name. A tuple of integers is the shape of one sample;
+            a tensor, with its batch axis, stands for its shape and type; anything else is passed
+            on as it is.
+        strict: Whether an operation that nobody has described is an error. If not, the graph lists
+            it as :attr:`~constrained_cnn.graph.Graph.unknown`, and what is measured on the graph
+            is incomplete.
 
     Raises:
         InvalidInputError: If the model is none, or the shape no shape.
@@ -47,31 +60,130 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> Graph:
         >>> graph = trace(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()), (1, 28, 28))
         >>> [layer.name for layer in graph.layers], graph.values[graph.outputs[0]].shape
         (['0: conv2d', '1: relu'], (1, 8, 26, 26))
+
+        Two inputs, of which one is a flag:
+
+        >>> class Masked(nn.Module):
+        ...     def forward(self, x, mask, double):
+        ...         return x * mask * (2 if double else 1)
+        >>> graph = trace(Masked(), inputs=[(3, 8, 8), (1, 8, 8), False])
+        >>> [graph.values[number].shape for number in graph.inputs]
+        [(1, 3, 8, 8), (1, 1, 8, 8)]
     """
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module")
-    if not isinstance(input_shape, tuple | list | torch.Size) or not input_shape:
+    check_flag("strict", strict)
+    wanted = _wanted(input_shape, inputs)
+    shadow, weights, numbers = _shadow_of(model)
+    recorded, modules_outputs = _evaluate(model, shadow, numbers, wanted, strict)
+    return Graph(
+        type(model).__name__,
+        recorded.inputs,
+        modules_outputs,
+        tuple(recorded.values),
+        tuple(recorded.layers),
+        recorded.modules,
+        weights,
+        _evaluated(shadow),
+        _train(model, shadow, wanted),
+    )
+
+
+def _wanted(
+    input_shape: Sequence[int] | None, inputs: Sequence[Any] | Mapping[str, Any] | None
+) -> Inputs:
+    """Return the arguments and keyword arguments of the network's forward, checked."""
+    if (input_shape is None) == (inputs is None):
         raise InvalidInputError(
-            f"input_shape={input_shape!r}: must be a shape, such as (1, 28, 28)"
+            f"input_shape={input_shape!r}, inputs={'None' if inputs is None else '...'}: give "
+            "either the shape of one sample, such as (1, 28, 28), or all inputs"
         )
-    for size in input_shape:
-        check_integer("input_shape", size, minimum=1)
-    shadow = _shadow_of(model).eval()
+    if inputs is None:
+        if not isinstance(input_shape, tuple | list | torch.Size) or not input_shape:
+            raise InvalidInputError(
+                f"input_shape={input_shape!r}: must be a shape, such as (1, 28, 28)"
+            )
+        return (tuple(check_integer("input_shape", size, minimum=1) for size in input_shape),), {}
+    if isinstance(inputs, Mapping):
+        given: Inputs = ((), dict(inputs))
+    elif isinstance(inputs, list | tuple):
+        given = (tuple(inputs), {})
+    else:
+        raise InvalidInputError(
+            f"inputs={type(inputs).__name__}: must be a list of all inputs, or a dict by name"
+        )
+    every = [*given[0], *given[1].values()]
+    if not any(_is_shape(item) or isinstance(item, Tensor) for item in every):
+        raise InvalidInputError(
+            f"inputs={inputs!r}: must hold a shape, such as (1, 28, 28), or a tensor"
+        )
+    return given
+
+
+def _is_shape(item: Any) -> bool:
+    return (
+        isinstance(item, tuple)
+        and len(item) > 0
+        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in item)
+    )
+
+
+def _samples(wanted: Inputs, batch: int, dtype: torch.dtype) -> Inputs:
+    """Return the inputs as tensors without content."""
+
+    def sample(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return torch.empty((batch, *item.shape[1:]), device=META, dtype=item.dtype)
+        if _is_shape(item):
+            return torch.empty((batch, *item), device=META, dtype=dtype)
+        return item
+
+    return tuple(map(sample, wanted[0])), {name: sample(item) for name, item in wanted[1].items()}
+
+
+def _dtype_of(shadow: nn.Module) -> torch.dtype:
     kinds = {part.dtype for part in shadow.parameters() if part.is_floating_point()}
-    dtype = kinds.pop() if len(kinds) == 1 else torch.get_default_dtype()
-    sample = torch.empty((1, *input_shape), device=META, dtype=dtype)
-    recorder = _Recorder(type(model).__name__, shadow, sample)
-    with torch.random.fork_rng([]), torch.no_grad(), _following(recorder), recorder:
+    return kinds.pop() if len(kinds) == 1 else torch.get_default_dtype()
+
+
+def _evaluate(
+    model: nn.Module,
+    shadow: nn.Module,
+    numbers: Mapping[int, int],
+    wanted: Inputs,
+    strict: bool,
+) -> tuple[Recorder, tuple[int, ...]]:
+    shadow.eval()
+    args, kwargs = _samples(wanted, 1, _dtype_of(shadow))
+    recorder = Recorder(
+        type(model).__name__, shadow, list(tensors((args, kwargs))), numbers, strict=strict
+    )
+    with torch.random.fork_rng([]), torch.no_grad(), recorder.watching():
         try:
-            outputs = shadow(sample)
+            outputs = shadow(*args, **kwargs)
         except ConstrainedCNNError:
             raise
         except Exception as error:
-            raise TracingError(_say(error, recorder, input_shape)) from error
-    return recorder.graph(outputs)
+            raise TracingError(_say(error, recorder, args, kwargs)) from error
+    return recorder, recorder.numbers_of(outputs)
 
 
-def _say(error: Exception, recorder: "_Recorder", input_shape: Sequence[int]) -> str:
+def _train(model: nn.Module, shadow: nn.Module, wanted: Inputs) -> TrainingRun:
+    """Return what runs in training mode; a network that cannot says why in the result."""
+    shadow.train()
+    args, kwargs = _samples(wanted, BATCH, _dtype_of(shadow))
+    recorder = TrainingRecorder(
+        type(model).__name__, shadow, list(tensors((args, kwargs))), batch=BATCH
+    )
+    with torch.random.fork_rng([]), torch.enable_grad(), recorder.watching():
+        try:
+            shadow(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the evaluation graph stands
+            return recorder.run(str(error) or type(error).__name__)
+    return recorder.run()
+
+
+def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     where = f" in {recorder.path!r}" if recorder.path else ""
     if "meta" in reason and "cpu" in reason:
@@ -81,25 +193,45 @@ def _say(error: Exception, recorder: "_Recorder", input_shape: Sequence[int]) ->
         )
     if "meta tensor" in reason or "data-dependent" in reason:
         return (
-            f"{recorder.model}: its control flow depends on the values of its input{where}, so no "
-            f"single graph describes it ({reason}); trace a network whose steps depend on shapes"
+            f"{recorder.model}: its control flow depends on the values of its input{where}, or it "
+            f"takes a number out of a tensor, so no single graph describes it ({reason}); trace a "
+            "network whose steps depend on shapes"
         )
-    return f"{recorder.model} cannot take an input of shape {tuple(input_shape)}{where}: {reason}"
+    shapes = [tuple(tensor.shape[1:]) for tensor in tensors((args, kwargs))]
+    said = f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(map(str, shapes))}"
+    return f"{recorder.model} cannot take an input of {said}{where}: {reason}"
 
 
-def _shadow_of(model: nn.Module) -> nn.Module:
-    """Return a copy whose tensors have shapes and no content."""
+def _shadow_of(model: nn.Module) -> tuple[nn.Module, tuple[Weight, ...], dict[int, int]]:
+    """Return a copy whose tensors have no content, the weights, and the number of each by id."""
     memo: dict[int, Any] = {}
-    for name, part in [*model.named_parameters(), *model.named_buffers()]:
+    names: dict[int, list[str]] = {}
+    found: dict[int, Tensor] = {}
+    parts = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, part in parts:
         if is_lazy(part):
             raise TracingError(
                 f"{type(model).__name__}: {name!r} has no shape before the first call; call the "
                 "model once on a sample, then trace it"
             )
+        names.setdefault(id(part), []).append(name)
+        found[id(part)] = part
+    weights: list[Weight] = []
+    numbers: dict[int, int] = {}
+    for number, (key, part) in enumerate(found.items()):
         empty = torch.empty_like(part, device=META)
         if isinstance(part, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=part.requires_grad)
-        memo[id(part)] = empty
+        memo[key] = empty
+        numbers[id(empty)] = number
+        weights.append(_weight(names[key], part))
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
+                memo[id(value)] = torch.empty_like(value, device=META)  # cannot be copied itself
     try:
         shadow = copy.deepcopy(model, memo)
     except Exception as error:
@@ -110,160 +242,29 @@ def _shadow_of(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.device != META:
                 vars(module)[name] = value.to(META)  # a plain attribute: no parameter, no buffer
-    return shadow
+    return shadow, tuple(weights), numbers
 
 
-class _Recorder(TorchFunctionMode):
-    """Sees every torch operation on its way and keeps those that depend on the input."""
-
-    def __init__(self, model: str, shadow: nn.Module, sample: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self._names = {id(part): name for name, part in shadow.named_modules()}
-        self._stack: list[str] = []
-        self._known: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
-        self._numbers: dict[int, int] = {}
-        self._sharing: dict[int, set[int]] = {}  # the traced tensors in each piece of memory
-        self._values: list[TensorInfo] = []
-        self._layers: list[Layer] = []
-        self._modules: dict[str, int] = {}
-        for part in shadow.modules():
-            for tensor in tensors([part._parameters, part._buffers, list(vars(part).values())]):
-                self._keep(tensor)
-        self._inputs = (self._new_value(sample),)
-
-    @property
-    def path(self) -> str:
-        """Path of the module that runs now."""
-        return self._stack[-1] if self._stack else ""
-
-    def enter(self, module: nn.Module) -> None:
-        """Note that a module begins."""
-        self._stack.append(self._names.get(id(module), self.path))
-
-    def leave(self, outputs: Any) -> None:
-        """Note that a module ended, and what it gave."""
-        path = self._stack.pop()
-        numbers = [self._numbers[id(t)] for t in tensors(outputs) if id(t) in self._numbers]
-        if numbers:
-            self._modules[path] = numbers[0]
-
-    def graph(self, outputs: Any) -> Graph:
-        """Return what was recorded."""
-        given = list(tensors(outputs))
-        if not any(id(tensor) in self._numbers for tensor in given):
-            raise TracingError(
-                f"{self.model} gave a {type(outputs).__name__} in which nothing depends on the "
-                "input as far as could be seen"
-            )
-        return Graph(
-            self.model,
-            self._inputs,
-            tuple(self._numbers[id(t)] for t in given if id(t) in self._numbers),
-            tuple(self._values),
-            tuple(self._layers),
-            self._modules,
-        )
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        op = operation_name(func)
-        sources = list(tensors((args, kwargs)))
-        if any(t.device == META and id(t) not in self._known for t in sources):
-            raise self._unknown(op, "is given a tensor that no operation seen here made")
-        # Some look at a second tensor for its shape or type alone.
-        read = sources[:1] if op in REFERENCES else sources
-        given = any(id(t) in self._numbers for t in read)
-        if sources and _is_in_place(func):
-            self._check_in_place(op, sources)
-        outcome = func(*args, **kwargs)
-        made = tuple(tensors(outcome))
-        for tensor in made:
-            self._keep(tensor)
-        if op == "setitem" and given:
-            raise self._unknown(op, "writes into part of a tensor")
-        if not given or not made or op in SOURCES:
-            return outcome
-        rule = RULES.get(op)
-        if rule is None:
-            raise self._unknown(op, "is in no rule")
-        # After an operation in place its tensor has its old number until it is recorded.
-        self._record(op, rule, Call(op, args, kwargs, made, self._numbers))
-        return outcome
-
-    def _record(self, op: str, rule: Rule, call: Call) -> None:
-        reads: Reads = rule(call)
-        # What no read speaks of, such as a weight that depends on the input, is read whole.
-        said = {read.value for each in reads for read in each}
-        silent = {call.values[id(t)]: t for t in call.traced() if call.values[id(t)] not in said}
-        if silent and op not in REFERENCES:
-            whole = [call.read(t, [None] * call.output.ndim)[0] for t in silent.values()]
-            reads = tuple((*each, *whole) for each in reads)
-        numbers = tuple(self._new_value(tensor) for tensor in call.outputs)
-        self._layers.append(Layer(op, self.path, numbers, reads))
-
-    def _check_in_place(self, op: str, given: Sequence[Tensor]) -> None:
-        """Refuse to mix another value into a tensor that shares its memory with a third."""
-        target, *others = given
-        if not any(id(other) in self._numbers for other in others if other is not target):
-            return
-        memory = target.untyped_storage()._cdata
-        if self._sharing.get(memory, set()) - {id(target)}:
-            raise self._unknown(op, "writes in place into what another tensor is a view of")
-
-    def _keep(self, tensor: Tensor) -> None:
-        self._known[id(tensor)] = tensor
-
-    def _new_value(self, tensor: Tensor) -> int:
-        self._keep(tensor)
-        self._sharing.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
-        number = len(self._values)
-        self._values.append(
-            TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        )
-        self._numbers[id(tensor)] = number
-        return number
-
-    def _unknown(self, op: str, why: str) -> TracingError:
-        where = f"module {self.path!r} of {self.model}" if self.path else self.model
-        return TracingError(
-            f"operation {op!r} in {where} {why}, so what its outputs read is not known; use "
-            "an operation that is described"
-        )
+def _weight(names: Sequence[str], part: Tensor) -> Weight:
+    ahead, found, behind = names[0].partition("parametrizations.")
+    is_parameter = isinstance(part, nn.Parameter)
+    return Weight(
+        tuple(names),
+        tuple(part.shape),
+        str(part.dtype).removeprefix("torch."),
+        is_parameter and part.requires_grad,
+        not is_parameter,
+        ahead + behind.split(".")[0] if found else "",
+    )
 
 
-def operation_name(func: Callable[..., Any]) -> str:
-    """Return the plain name of an operation.
-
-    Examples:
-        >>> operation_name(Tensor.add_), operation_name(Tensor.__radd__), operation_name(torch.add)
-        ('add', 'add', 'add')
-    """
-    name = getattr(func, "__name__", str(func))
-    if name == "__get__":  # a property, such as x.T
-        name = getattr(func, "__self__", func).__name__
-    reflected = re.fullmatch(r"__[ri]?(\w+?)__", name)
-    if reflected:
-        whole = name.strip("_")
-        name = whole if whole in ("invert", "index") else reflected[1]
-        return "sub" if whole == "rsub" else name
-    return name.removesuffix("_") if name != "_" else name
-
-
-def _is_in_place(func: Callable[..., Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-
-
-@contextmanager
-def _following(recorder: _Recorder) -> Iterator[None]:
-    """Tell the recorder of every module that begins and ends."""
-    begins = register_module_forward_pre_hook(lambda module, _: recorder.enter(module))
-    ends = register_module_forward_hook(lambda module, _, outputs: recorder.leave(outputs))
-    try:
-        yield
-    finally:
-        begins.remove()
-        ends.remove()
+def _evaluated(shadow: nn.Module) -> dict[str, int]:
+    """Return the elements of each tensor that a parametrisation makes, by its path."""
+    found: dict[str, int] = {}
+    shadow.eval()
+    for path, module in shadow.named_modules():
+        if parametrize.is_parametrized(module):
+            for name in module.parametrizations:
+                tensor = getattr(module, name)
+                found[f"{path}.{name}" if path else name] = tensor.numel()
+    return found

@@ -1,0 +1,27 @@
+"""What a network costs: parameters, multiply-accumulates and memory, exact, per layer."""
+
+from constrained_cnn.budget._advice import ChannelCost
+from constrained_cnn.budget._advise import Advice, advise
+from constrained_cnn.budget._budget import Budget, LayerCost, Memory, measure_budget
+from constrained_cnn.budget._diff import Change, Diff, diff
+from constrained_cnn.budget._fold import ScaleShift, fold_bn
+from constrained_cnn.budget._memory import Timeline, memory_timeline
+from constrained_cnn.budget._parameters import Parameters
+
+__all__ = [
+    "Advice",
+    "Budget",
+    "Change",
+    "ChannelCost",
+    "Diff",
+    "LayerCost",
+    "Memory",
+    "Parameters",
+    "ScaleShift",
+    "Timeline",
+    "advise",
+    "diff",
+    "fold_bn",
+    "measure_budget",
+    "memory_timeline",
+]

@@ -1,0 +1,262 @@
+"""What one more channel in each layer would cost. Works on the graph alone, without torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from constrained_cnn.budget._folding import FEEDERS
+from constrained_cnn.budget._memory import timeline_of
+from constrained_cnn.graph import Graph, Layer, Read
+
+# A width is a row of segments: so many times the channels of a group, one after another.
+Segment = tuple[int, int]
+Width = tuple[Segment, ...]
+
+_FIXED = 0  # the group of what the network is given
+
+
+@dataclass(frozen=True)
+class ChannelCost:
+    """What more channels in a layer, and in those tied to it, would cost for one sample.
+
+    Attributes:
+        layers: The layers that make these channels; more than one where sums tie them.
+        channels: How many channels there are.
+        step: How many more are counted: 1, or as many as keep groups even.
+        parameters: Parameters that come with them.
+        macs: Multiply-accumulates that come with them.
+        memory: Bytes by which the inference peak grows.
+        problem: Why it cannot be said; empty if it can.
+    """
+
+    layers: tuple[str, ...]
+    channels: int
+    step: int
+    parameters: int
+    macs: int
+    memory: int
+    problem: str = ""
+
+
+@dataclass
+class _Groups:
+    """Channels that can only change together."""
+
+    sizes: list[int] = field(default_factory=lambda: [1])
+    layers: list[list[str]] = field(default_factory=lambda: [[]])
+    steps: list[int] = field(default_factory=lambda: [1])
+    problems: list[str] = field(default_factory=lambda: ["comes from outside"])
+    _parent: list[int] = field(default_factory=lambda: [0])
+
+    def new(self, size: int, layer: str) -> int:
+        self.sizes.append(size)
+        self.layers.append([layer])
+        self.steps.append(1)
+        self.problems.append("")
+        self._parent.append(len(self._parent))
+        return len(self._parent) - 1
+
+    def root(self, group: int) -> int:
+        while self._parent[group] != group:
+            group = self._parent[group]
+        return group
+
+    def roots(self) -> list[int]:
+        return [group for group in range(1, len(self._parent)) if self._parent[group] == group]
+
+    def tie(self, one: Width, other: Width, where: str) -> None:
+        """Make two widths change together."""
+        if [times for _, times in one] != [times for _, times in other]:
+            self.block(one, f"{where} joins parts of different widths")
+            self.block(other, f"{where} joins parts of different widths")
+            return
+        for (first, _), (second, _) in zip(one, other, strict=True):
+            low, high = sorted((self.root(first), self.root(second)))
+            if low != high:
+                self._parent[high] = low
+                self.layers[low] += [x for x in self.layers[high] if x not in self.layers[low]]
+                self.steps[low] = math.lcm(self.steps[low], self.steps[high])
+                self.problems[low] = self.problems[low] or self.problems[high]
+
+    def block(self, width: Width, why: str) -> None:
+        """Note that what more channels would cost cannot be said."""
+        for group, _ in width:
+            root = self.root(group)
+            self.problems[root] = self.problems[root] or why
+
+    def in_steps_of(self, width: Width, step: int) -> None:
+        """Note that a width must stay a multiple."""
+        for group, times in width:
+            root = self.root(group)
+            self.steps[root] = math.lcm(self.steps[root], step // math.gcd(step, times))
+
+
+@dataclass
+class _Widths:
+    """The channels of each value, followed through the graph."""
+
+    graph: Graph
+    groups: _Groups = field(default_factory=_Groups)
+    of: dict[int, tuple[int, Width]] = field(default_factory=dict)  # value: its axis, its width
+    into: dict[int, Width] = field(default_factory=dict)  # layer: what it reads
+    out: dict[int, Width] = field(default_factory=dict)  # layer: what it makes
+    _by_weights: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def follow(self) -> None:
+        for value in self.graph.inputs:
+            shape = self.graph.values[value].shape
+            if len(shape) > 1:
+                self.of[value] = (1, ((_FIXED, shape[1]),))
+        for position, layer in enumerate(self.graph.layers):
+            if layer.op in FEEDERS:
+                self._make(position, layer)
+            else:
+                self._pass(position, layer)
+        for value in self.graph.outputs:
+            if value in self.of:
+                self.groups.block(self.of[value][1], "goes out of the network")
+
+    def _make(self, position: int, layer: Layer) -> None:
+        """A convolution or linear layer makes channels of its own."""
+        value = min(layer.sources)
+        given = self.of.get(value)
+        shape = self.graph.values[layer.outputs[0]].shape
+        axis = len(shape) - 1 if layer.op == "linear" else 1
+        into: Width = given[1] if given is not None else ((_FIXED, 1),)
+        if given is None or given[0] != axis or len(layer.sources) > 1:
+            self.groups.block(into, f"{layer.name} does not read them as channels")
+        groups = layer.settings.get("groups", 1)
+        groups = groups if isinstance(groups, int) else 1
+        channels = self.graph.values[value].shape[axis]
+        if any(self.graph.weights[w].evaluates_to for w in layer.weights):
+            self.groups.block(into, f"{layer.name} has parametrised weights")
+        if groups == channels > 1 and shape[1] % channels == 0:  # each channel on its own
+            out = tuple((group, times * (shape[1] // channels)) for group, times in into)
+        else:
+            out = ((self._group(position, layer, shape[axis], into), 1),)
+            if groups > 1:
+                self.groups.in_steps_of(into, groups)
+                self.groups.in_steps_of(out, groups)
+            if any(self.graph.weights[w].evaluates_to for w in layer.weights):
+                self.groups.block(out, f"{layer.name} has parametrised weights")
+        self.into[position], self.out[position] = into, out
+        self.of[layer.outputs[0]] = (axis, out)
+
+    def _group(self, position: int, layer: Layer, channels: int, into: Width) -> int:
+        earlier = self._by_weights.get(layer.weights) if layer.weights else None
+        if earlier is None:
+            self._by_weights[layer.weights] = position
+            group = self.groups.new(channels, layer.name)
+            if not layer.weights:
+                self.groups.block(((group, 1),), f"{layer.name} has no weights of its own")
+            return group
+        self.groups.tie(self.into[earlier], into, layer.name)
+        return self.out[earlier][0][0]
+
+    def _pass(self, position: int, layer: Layer) -> None:
+        """Any other layer hands channels on, joins them, or mixes them."""
+        for output, reads in zip(layer.outputs, layer.reads, strict=True):
+            known = [read for read in reads if read.value in self.of and not read.gate]
+            if layer.op in ("cat", "concat", "concatenate") and self._join(layer, output, reads):
+                continue
+            for read in known:
+                axis, width = self.of[read.value]
+                at = self._axis_after(layer, output, read, axis)
+                if at is None:
+                    size = self.graph.values[read.value].shape[axis]
+                    if size > 1:
+                        self.groups.block(width, f"{layer.name} does not keep them as channels")
+                    continue
+                place, times = at
+                scaled = tuple((group, n * times) for group, n in width)
+                if layer.op == "channel_shuffle":
+                    groups = layer.settings.get("groups", 1)
+                    self.groups.in_steps_of(scaled, groups if isinstance(groups, int) else 1)
+                if output in self.of:
+                    self.groups.tie(self.of[output][1], scaled, layer.name)
+                else:
+                    self.of[output] = (place, scaled)
+        if layer.outputs[0] in self.of:
+            self.into[position] = self.out[position] = self.of[layer.outputs[0]][1]
+
+    def _axis_after(
+        self, layer: Layer, output: int, read: Read, axis: int
+    ) -> tuple[int, int] | None:
+        """Return the output's axis that holds the channels, and how often it holds them."""
+        before, after = self.graph.values[read.value].shape, self.graph.values[output].shape
+        for place, source in enumerate(read.axes):
+            if source is not None and source.axis == axis:
+                if source.by is None and before[axis] == after[place]:
+                    return place, 1
+                return None
+        if layer.op == "channel_shuffle":
+            return axis, 1
+        flat = layer.op in ("flatten", "view", "reshape") and axis == 1 and len(after) == 2
+        if flat and math.prod(before[1:]) == after[1]:
+            return 1, after[1] // before[1]
+        return None
+
+    def _join(self, layer: Layer, output: int, reads: Sequence[Read]) -> bool:
+        """Widths one after another, if it is along the channels that parts are joined."""
+        parts = [self.of.get(read.value) for read in reads]
+        shape = self.graph.values[output].shape
+        axes = {part[0] for part in parts if part is not None}
+        if None in parts or len(axes) != 1:
+            return False
+        (axis,) = axes
+        if sum(self.graph.values[read.value].shape[axis] for read in reads) != shape[axis]:
+            return False
+        self.of[output] = (axis, tuple(s for part in parts if part for s in part[1]))
+        return True
+
+
+def channel_costs(graph: Graph) -> tuple[ChannelCost, ...]:
+    """Return what one more channel in each layer would cost, in the order the layers run."""
+    widths = _Widths(graph)
+    widths.follow()
+    peak = timeline_of(graph, "as run", False, True).peak
+    return tuple(_cost(graph, widths, group, peak) for group in widths.groups.roots())
+
+
+def _cost(graph: Graph, widths: _Widths, group: int, peak: int) -> ChannelCost:
+    groups = widths.groups
+    step, size = groups.steps[group], groups.sizes[group]
+    nothing = ChannelCost(tuple(groups.layers[group]), size, step, 0, 0, 0)
+    if groups.problems[group]:
+        return replace(nothing, problem=groups.problems[group])
+
+    def growth(width: Width | None) -> Fraction:
+        """Return how many times as wide a width becomes."""
+        if width is None:
+            return Fraction(1)
+        sizes = [(groups.sizes[groups.root(g)] if g else 1) * n for g, n in width]
+        more = [step * n if groups.root(g) == group else 0 for g, n in width]
+        return 1 + Fraction(sum(more), sum(sizes))
+
+    parameters = macs = Fraction(0)
+    counted: set[int] = set()
+    for position, layer in enumerate(graph.layers):
+        into, out = growth(widths.into.get(position)), growth(widths.out.get(position))
+        makes = layer.op in FEEDERS
+        both = out if not makes or _is_depthwise(widths, position) else into * out
+        if layer.work is not None:
+            macs += layer.work.macs * (both - 1)
+        for number in layer.weights:
+            weight = graph.weights[number]
+            if weight.buffer or number in counted or weight.elements == 1:
+                continue
+            counted.add(number)
+            per_channel = not makes or len(weight.shape) == 1
+            parameters += weight.elements * ((out if per_channel else both) - 1)
+    counts = [
+        int(value.elements * growth(widths.of[number][1] if number in widths.of else None))
+        for number, value in enumerate(graph.values)
+    ]
+    memory = timeline_of(graph, "as run", False, True, counts=counts).peak - peak
+    return replace(nothing, parameters=int(parameters), macs=int(macs), memory=memory)
+
+
+def _is_depthwise(widths: _Widths, position: int) -> bool:
+    groups = [group for group, _ in widths.out[position]]
+    return groups == [group for group, _ in widths.into[position]]

@@ -1,0 +1,401 @@
+"""What a network costs: parameters, arithmetic and memory, in total and for each layer."""
+
+import dataclasses
+import json
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from constrained_cnn.budget._folding import foldable
+from constrained_cnn.budget._memory import Timeline, timeline_of
+from constrained_cnn.budget._parameters import (
+    Parameters,
+    count_parameters,
+    deployed_by_layer,
+    parameters_by_layer,
+)
+from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.graph import Graph, Work, bytes_of
+from constrained_cnn.table import Table, say_bytes
+from constrained_cnn.tracing import trace
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+SCHEMA = "constrained_cnn.budget/1"
+
+CONVENTIONS = (
+    "One sample, in evaluation mode, as it runs: a module called twice works twice.",
+    "Parameters: distinct tensors, tied ones once, those of modules that never run included.",
+    (
+        "MACs: multiply-accumulates of convolutions (taps in the padding included), transposed "
+        "convolutions, linear layers, products of matrices and attention; FLOPs = 2 x MACs."
+    ),
+    "Bias, norms, element-wise work, pooling and resampling have columns of their own.",
+    "Work on weights alone, such as a weight norm, is done once and not counted.",
+    (
+        "Memory: activations that live while an operation runs, without the caller's input and "
+        "without what the operation needs for itself; 1 kB is 1,000 bytes."
+    ),
+    (
+        "Saved for backward: what autograd keeps in training mode on a CPU, no parameters, the "
+        "input included where it is kept."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one operation costs, for one sample.
+
+    Attributes:
+        name: Path of its module and name of the operation.
+        path: Path of its module.
+        op: The operation.
+        shape: Shape of what it gives, without the batch; empty for parameters that nothing reads.
+        parameters: Parameters that it is the first to read.
+        deployed: Of those, what inference needs (:attr:`Parameters.deployed`).
+        work: Its arithmetic; None where nobody has described it.
+        live: Bytes of activations that live while it runs.
+        saved: Bytes it keeps for the backward pass, for one sample.
+    """
+
+    name: str
+    path: str
+    op: str
+    shape: tuple[int, ...]
+    parameters: int
+    deployed: int
+    work: Work | None
+    live: int
+    saved: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much memory a network takes.
+
+    Attributes:
+        weights: Bytes of parameters and buffers, as they are stored.
+        deployed_weights: Bytes of the deployed parameters, by what an element takes.
+        timeline: Bytes that live at each operation, as the network runs.
+        peaks: The same under other accountings, each of which says its name; the first is
+            :attr:`timeline`.
+        saved_for_backward: Bytes kept for the backward pass, for one sample; None if the network
+            cannot run in training mode.
+        saved_once: Bytes kept beside, whatever the size of the batch.
+        problem: Why the network cannot run in training mode; empty if it can.
+    """
+
+    weights: int
+    deployed_weights: Mapping[str, int]
+    timeline: Timeline
+    peaks: tuple[Timeline, ...]
+    saved_for_backward: int | None
+    saved_once: int
+    problem: str = ""
+
+    @property
+    def inference_peak(self) -> int:
+        """The most bytes of activations that live at once, as the network runs."""
+        return self.timeline.peak
+
+    @property
+    def peak_layer(self) -> str:
+        """The operation at which they live."""
+        return self.timeline.peak_layer
+
+
+@dataclass(frozen=True, repr=False)
+class Budget:
+    """What a network costs, for one sample.
+
+    Attributes:
+        model: Name of the model's class.
+        input_shapes: Shape of one sample of each input.
+        parameters: How many parameters it has.
+        work: Its arithmetic, summed over the layers.
+        memory: How much memory it takes.
+        layers: What each operation costs; columns sum to the totals.
+        unknown: Operations that nobody has described; where there are any, the totals lack them.
+    """
+
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    parameters: Parameters
+    work: Work
+    memory: Memory
+    layers: tuple[LayerCost, ...]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.work.macs
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the multiply-accumulates: two for each."""
+        return 2 * self.work.macs
+
+    @property
+    def complete(self) -> bool:
+        """Whether every operation is known, so that the totals hold."""
+        return not self.unknown
+
+    @property
+    def conventions(self) -> tuple[str, ...]:
+        """What is counted, and how."""
+        return CONVENTIONS
+
+    def totals(self) -> Table:
+        """Return the totals: one row for each quantity."""
+        p, m = self.parameters, self.memory
+        rows = [
+            ("parameters", f"{p.total:,}", _parts(trainable=p.trainable, frozen=p.frozen)),
+            ("", "", _parts(shared=p.shared, unused=p.unused, buffers=p.buffers)),
+            ("deployed parameters", f"{p.deployed:,}", _bytes(m.deployed_weights)),
+            ("MACs", f"{self.macs:,}", f"{self.flops:,} FLOPs"),
+            ("other operations", "", _parts(**_other(self.work))),
+            ("weights", say_bytes(m.weights), _bytes(p.bytes)),
+            ("inference peak", say_bytes(m.inference_peak), f"at {m.peak_layer}"),
+        ]
+        rows += [("", say_bytes(peak.peak), peak.name) for peak in m.peaks[1:]]
+        rows.append(self._saved_row())
+        if not self.complete:
+            rows.append(("not known", str(len(self.unknown)), ", ".join(self.unknown)))
+        return Table(("<cost", "of one sample", "<of which"), tuple(r for r in rows if any(r[1:])))
+
+    def _saved_row(self) -> tuple[str, str, str]:
+        m = self.memory
+        if m.saved_for_backward is None:
+            return "saved for backward", "cannot tell", m.problem.splitlines()[0][:80]
+        once = f"and {say_bytes(m.saved_once)} once for the batch" if m.saved_once else ""
+        return "saved for backward", say_bytes(m.saved_for_backward), once
+
+    def table(self) -> Table:
+        """Return the layers: one row for each operation, and the totals."""
+        columns = (
+            "<layer",
+            "<output",
+            "parameters",
+            "deployed",
+            "MACs",
+            "bias",
+            "norm",
+            "element-wise",
+            "pooling",
+            "live bytes",
+            "saved bytes",
+        )
+        rows = [self._row(layer) for layer in self.layers]
+        p, m = self.parameters, self.memory
+        numbers = (
+            p.total,
+            p.deployed,
+            *dataclasses.astuple(self.work),
+            m.inference_peak,
+            m.saved_for_backward,
+        )
+        cells = tuple("?" if number is None else f"{number:,}" for number in numbers)
+        return Table(columns, tuple(rows), ("total (live: peak)", "", *cells), title=self._title)
+
+    @property
+    def _title(self) -> str:
+        shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.input_shapes)
+        rest = "" if self.complete else ", incomplete: not every operation is known"
+        return f"{self.model} on {shapes}{rest}"
+
+    @staticmethod
+    def _row(layer: LayerCost) -> tuple[str, ...]:
+        work = ("?",) * 5 if layer.work is None else dataclasses.astuple(layer.work)
+        numbers = (layer.parameters, layer.deployed, *work, layer.live, layer.saved)
+        cells = [f"{n:,}" if n != 0 and n != "?" else str(n if n else "") for n in numbers]
+        return (layer.name, " x ".join(map(str, layer.shape)), *cells)
+
+    def quantities(self) -> dict[str, int]:
+        """Return the totals by name, to compare with another network's."""
+        p, m = self.parameters, self.memory
+        found = {
+            "parameters": p.total,
+            "trainable parameters": p.trainable,
+            "deployed parameters": p.deployed,
+            "MACs": self.macs,
+            "bytes of weights": m.weights,
+            "bytes at the inference peak": m.inference_peak,
+        }
+        if m.saved_for_backward is not None:
+            found["bytes saved for backward"] = m.saved_for_backward
+        return found
+
+    def layer_quantities(self) -> list[tuple[str, dict[str, int]]]:
+        """Return the parameters and MACs of each layer, to compare with another network's."""
+        return [
+            (row.name, {"parameters": row.parameters, "MACs": row.work.macs if row.work else 0})
+            for row in self.layers
+        ]
+
+    def __repr__(self) -> str:
+        return f"Budget({self.model}: {self.parameters.total:,} parameters, {self.macs:,} MACs)"
+
+    def __str__(self) -> str:
+        return f"{self._title}\n\n{self.totals()}"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        yield self.table()
+        yield self.totals()
+
+    def _repr_html_(self) -> str:
+        return self.totals().to_html() + self.table().to_html()
+
+    def to_markdown(self) -> str:
+        """Return the totals and the layers as tables in Markdown."""
+        return f"{self._title}\n\n{self.totals().to_markdown()}\n{self.table().to_markdown()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, with the version of the schema."""
+        content = dataclasses.asdict(self)
+        derived = {"macs": self.macs, "flops": self.flops, "conventions": list(CONVENTIONS)}
+        memory = content["memory"]
+        memory |= {"inference_peak": self.memory.inference_peak}
+        memory |= {"peak_layer": self.memory.peak_layer}
+        del memory["timeline"]  # the first of the peaks
+        for said, peak in zip(memory["peaks"], self.memory.peaks, strict=True):
+            del said["layers"]  # those of the budget
+            said |= {"name": peak.name, "peak": peak.peak, "peak_layer": peak.peak_layer}
+        plain = {"schema": SCHEMA, **content, **derived, "complete": self.complete}
+        cleaned: dict[str, Any] = json.loads(json.dumps(plain))
+        return cleaned
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+
+def _parts(**numbers: int) -> str:
+    return ", ".join(f"{n:,} {name.replace('_', '-')}" for name, n in numbers.items() if n)
+
+
+def _other(work: Work) -> dict[str, int]:
+    names = {"bias": work.bias, "norm": work.norm, "element_wise": work.elementwise}
+    return {**names, "pooling": work.pooling}
+
+
+def _bytes(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{say_bytes(count)} {kind}" for kind, count in kinds.items())
+
+
+def measure_budget(
+    model: nn.Module | Graph,
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> Budget:
+    """Return exactly what a network costs for one sample: parameters, MACs, memory.
+
+    The costs are those of the network that runs, in evaluation mode; :data:`Budget.conventions`
+    says what counts. Nothing is computed and no weight is allocated.
+
+    Args:
+        model: The network, or its :class:`~constrained_cnn.graph.Graph`.
+        input_shape: Shape of one sample, ``(channels, *image)``; not for a graph.
+        inputs: All inputs, for a network with several, as in
+            :func:`~constrained_cnn.tracing.trace`.
+        strict: Whether an operation that nobody has described is an error, or listed as unknown.
+
+    Raises:
+        InvalidInputError: If neither a shape nor inputs are given, or both.
+        TracingError: If the network cannot be traced.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> budget = measure_budget(net, (1, 28, 28))
+        >>> budget.parameters.total, budget.parameters.deployed, budget.macs
+        (88, 80, 48672)
+        >>> budget.memory.inference_peak, budget.memory.peak_layer
+        (43264, '1: batch_norm')
+    """
+    if isinstance(model, Graph):
+        if input_shape is not None or inputs is not None:
+            raise InvalidInputError(
+                f"input_shape={input_shape!r}: not for a Graph, which has its own"
+            )
+        graph = model
+    else:
+        graph = trace(model, input_shape, inputs=inputs, strict=strict)
+    layers = _layers(graph)
+    work = sum((layer.work for layer in layers if layer.work is not None), Work())
+    parameters = count_parameters(graph)
+    return Budget(
+        graph.model,
+        tuple(graph.values[number].shape[1:] for number in graph.inputs),
+        parameters,
+        work,
+        _memory(graph, parameters),
+        layers,
+        graph.unknown,
+    )
+
+
+def _memory(graph: Graph, parameters: Parameters) -> Memory:
+    timeline = timeline_of(graph, "as run", False, True)
+    folds = bool(foldable(graph))
+    places = any(layer.in_place for layer in graph.layers)
+    peaks = [timeline]
+    for elements in ("as run", "int8"):
+        for folded in (False, True) if folds else (False,):
+            for in_place in (True, False) if places else (True,):
+                if (elements, folded, in_place) != ("as run", False, True):
+                    peaks.append(timeline_of(graph, elements, folded, in_place))
+    run = graph.training
+    return Memory(
+        weights=sum(weight.bytes for weight in graph.weights),
+        deployed_weights={
+            kind: parameters.deployed * bytes_of(kind) for kind in ("float32", "int8")
+        },
+        timeline=timeline,
+        peaks=tuple(peaks),
+        saved_for_backward=None if run.problem else sum(layer.saved for layer in run.layers),
+        saved_once=0 if run.problem else run.saved_constant,
+        problem=run.problem,
+    )
+
+
+def _layers(graph: Graph) -> tuple[LayerCost, ...]:
+    """Return a row for each operation, and for parameters or saved bytes that belong to none."""
+    own, deployed = parameters_by_layer(graph), deployed_by_layer(graph)
+    live = timeline_of(graph, "as run", False, True).live
+    saved: dict[tuple[str, str], deque[int]] = defaultdict(deque)
+    for run in () if graph.training.problem else graph.training.layers:
+        saved[run.path, run.op].append(run.saved)
+    rows = []
+    for i, layer in enumerate(graph.layers):
+        queue = saved[layer.path, layer.op]
+        rows.append(
+            LayerCost(
+                layer.name,
+                layer.path,
+                layer.op,
+                graph.values[layer.outputs[0]].shape[1:],
+                own[i],
+                deployed.get(i, 0),
+                layer.work,
+                live[i],
+                queue.popleft() if queue else 0,
+            )
+        )
+    for (path, op), rest in saved.items():
+        if sum(rest):
+            name = f"{path}: {op}" if path else op
+            name += " (in training only)"
+            rows.append(LayerCost(name, path, op, (), 0, 0, Work(), 0, sum(rest)))
+    read = {number for layer in graph.layers for number in layer.weights}
+    for number, weight in enumerate(graph.weights):
+        if not weight.buffer and number not in read:
+            name = f"{weight.name} (never read)"
+            rows.append(LayerCost(name, weight.name, "", (), weight.elements, 0, Work(), 0, 0))
+    return tuple(rows)

@@ -1,0 +1,114 @@
+"""Operations that hide what a unit depends on, and what runs in their place."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained_cnn.tracing._call import tensors
+from constrained_cnn.tracing._recorder import is_in_place, operation_name
+
+
+def call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _identity(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the input: a cast."""
+    x = next(tensors((args, kwargs)))
+    return x if x.is_floating_point() else func(*args, **kwargs)
+
+
+def _passed_on(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the values of the input: an activation."""
+    x = next(tensors((args, kwargs)))
+    if not x.is_floating_point():
+        return func(*args, **kwargs)
+    # Its own tensor, for what follows may write into it, but for one that itself was written to.
+    return x if is_in_place(func) else x.clone()
+
+
+def _together(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return a sum of all it is given: the larger of two, a comparison, a choice by a mask."""
+    given = [x for x in tensors((args, kwargs)) if x.is_floating_point()]
+    if not any(x.requires_grad for x in given):
+        return func(*args, **kwargs)
+    shape = torch.broadcast_shapes(*[x.shape for x in tensors((args, kwargs))])
+    return sum(x.expand(shape) for x in given)
+
+
+def _average(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the mean for the largest along an axis, or a sum for two tensors."""
+    x, *others = tensors((args, kwargs))
+    if others:
+        return _together(func, *args, **kwargs)
+    outcome = func(*args, **kwargs)
+    if not x.is_floating_point():
+        return outcome
+    dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
+    keepdim = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    mean = x.mean(dims, keepdim) if dims != () else x.mean()
+    return mean if isinstance(outcome, Tensor) else type(outcome)((mean, outcome[1]))
+
+
+def _average_pool(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the mean over the windows of a max-pool, however dilated, padded or rounded."""
+    outcome = func(*args, **kwargs)
+    largest = next(tensors(outcome))
+    given = {**dict(zip(_POOL_ARGUMENTS, args, strict=False)), **kwargs}
+    x, n = given["input"], int(operation_name(func).removesuffix("_with_indices")[-2])
+    kernel = _each(given["kernel_size"], n)
+    stride = _each(given.get("stride") or kernel, n)
+    padding, dilation = _each(given.get("padding", 0), n), _each(given.get("dilation", 1), n)
+    pads: list[int] = []
+    for axis in reversed(range(n)):
+        out, into = largest.shape[axis - n], x.shape[axis - n]
+        span = (out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
+        pads += [padding[axis], span - into - padding[axis]]
+    planes = F.pad(x.reshape(-1, 1, *x.shape[-n:]), pads)
+    ones = x.new_full((1, 1, *kernel), 1 / math.prod(kernel))
+    convolution: Callable[..., Tensor] = getattr(F, f"conv{n}d")
+    mean = convolution(planes, ones, stride=stride, dilation=dilation).reshape(largest.shape)
+    return mean if isinstance(outcome, Tensor) else (mean, *outcome[1:])
+
+
+def _adaptive_average_pool(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    outcome = func(*args, **kwargs)
+    largest, x = next(tensors(outcome)), next(tensors((args, kwargs)))
+    n = int(operation_name(func).removesuffix("_with_indices")[-2])
+    mean = getattr(F, f"adaptive_avg_pool{n}d")(x, largest.shape[-n:])
+    return mean if isinstance(outcome, Tensor) else (mean, *outcome[1:])
+
+
+def _each(value: Any, n: int) -> list[int]:
+    given = list(value) if isinstance(value, tuple | list) else [value]
+    return given * n if len(given) == 1 else given
+
+
+Swap = Callable[..., Any]
+_POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation")
+# The copy is in double precision; what casts to another would not fit its weights.
+CASTS: dict[str, Swap] = dict.fromkeys(["float", "double", "half", "bfloat16"], _identity)
+_ACTIVATIONS = """
+    abs celu ceil clamp clamp_max clamp_min clip detach elu erf floor gelu hardshrink hardsigmoid
+    hardswish hardtanh leaky_relu logit logsigmoid mish prelu relu relu6 round rrelu selu sigmoid
+    sign silu softplus softshrink softsign tanh tanhshrink threshold trunc
+"""
+_CHOICES = """
+    and bitwise_and bitwise_not bitwise_or eq fmax fmin ge gt heaviside invert le logical_and
+    logical_not logical_or logical_xor lt masked_fill maximum minimum ne or where xor
+"""
+SWAPS: dict[str, Swap] = {
+    **dict.fromkeys(_ACTIVATIONS.split(), _passed_on),
+    **dict.fromkeys(_CHOICES.split(), _together),
+    **dict.fromkeys(["amax", "amin", "max", "min"], _average),
+    **{f"max_pool{n}d{end}": _average_pool for n in (1, 2, 3) for end in ("", "_with_indices")},
+    **{
+        f"adaptive_max_pool{n}d{end}": _adaptive_average_pool
+        for n in (1, 2, 3)
+        for end in ("", "_with_indices")
+    },
+}

@@ -1,0 +1,325 @@
+"""Prove a receptive field on the running network."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from constrained_cnn.errors import (
+    InvalidInputError,
+    TracingError,
+    check_integer,
+)
+from constrained_cnn.graph import Graph
+from constrained_cnn.proof._running import copy_of, positive
+from constrained_cnn.proof._scene import Scene, scene_of
+from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
+from constrained_cnn.receptive_field._axis import Span
+from constrained_cnn.tracing import trace
+
+Method = Literal["nan", "gradient"]
+_METHODS: tuple[Method, ...] = ("nan", "gradient")
+
+
+@dataclass(frozen=True)
+class FieldCheck:
+    """What one method finds that one unit sees of one axis of the image.
+
+    Attributes:
+        axis: The axis of the image, from 0.
+        unit: The unit along that axis; None where the layer has no units along it.
+        method: ``"nan"`` or ``"gradient"``.
+        expected: First and last position it is said to see; None for nothing.
+        found: First and last position it sees of the image; None for nothing.
+        ok: Whether they agree inside the image; None where that cannot be told.
+        note: What there is to say about it, such as the shape of a larger image; often empty.
+    """
+
+    axis: int
+    unit: int | None
+    method: Method
+    expected: Span | None
+    found: Span | None
+    ok: bool | None
+    note: str = ""
+
+    def __str__(self) -> str:
+        verdict = {True: "holds", False: "FAILS", None: "cannot tell"}[self.ok]
+        unit = "all units" if self.unit is None else f"unit {self.unit}"
+        said = f"expected {_say(self.expected)}, found {_say(self.found)}"
+        note = f" ({self.note})" if self.note else ""
+        return f"axis {self.axis}, {unit}, {self.method}: {said}: {verdict}{note}"
+
+
+@dataclass(frozen=True)
+class FieldProof:
+    """The checks of a receptive field.
+
+    Attributes:
+        model: Name of the model's class.
+        layer: Name of the layer.
+        checks: Two for each unit that was tried, one for each method.
+    """
+
+    model: str
+    layer: str
+    checks: tuple[FieldCheck, ...]
+
+    @property
+    def ok(self) -> bool | None:
+        """False if a check fails, True if for each unit one holds, None where it cannot be told."""
+        if any(check.ok is False for check in self.checks):
+            return False
+        tried = {(check.axis, check.unit) for check in self.checks}
+        held = {(check.axis, check.unit) for check in self.checks if check.ok}
+        return True if tried and held == tried else None
+
+    def raise_if_failed(self) -> None:
+        """Raise if a check fails; what cannot be told is no failure.
+
+        Raises:
+            TracingError: Naming the first check that fails, and how many do.
+        """
+        failed = [check for check in self.checks if check.ok is False]
+        if failed:
+            raise TracingError(
+                f"{self.model} at {self.layer}: {failed[0]}; {len(failed)} of {len(self.checks)} "
+                "checks of its receptive field fail"
+            )
+
+    def __str__(self) -> str:
+        verdict = {True: "proved", False: "REFUTED", None: "cannot tell"}[self.ok]
+        counts = ", ".join(
+            f"{method} {sum(c.ok is True for c in these)} of {len(these)}"
+            for method in _METHODS
+            if (these := [check for check in self.checks if check.method == method])
+        )
+        rest = "".join(f"\n  {check}" for check in self.checks if check.ok is not True)
+        return f"{self.model} at {self.layer}: {verdict} ({counts}){rest}"
+
+
+def verify_receptive_field(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    layer: str | None = None,
+    field: ReceptiveField | None = None,
+    units: Sequence[int] | None = None,
+) -> FieldProof:
+    """Prove on the running network that its units see what is said, no less and no more.
+
+    Two methods that know nothing of the analysis are applied to a copy of the network, in double
+    precision and evaluation mode, with positive random weights:
+
+    - ``nan``: NaN at all positions outside the interval leaves every channel of the unit finite;
+      NaN at its first position alone, then at its last, makes some channel NaN.
+    - ``gradient``: with max-pooling made average pooling and activations made the identity no two
+      paths cancel, and the gradient of the sum over all channels of the unit is not zero at exactly
+      the ends of the interval.
+
+    Along each axis one unit of each phase is tried and one more, so that the jump is proved too.
+    A unit is all units at that index: the other axes are not told apart. The units are in the
+    middle; where the image has no room for what they see, a larger one is taken if the network runs
+    on it and has the same field there. Otherwise what lies inside the image is compared, and a unit
+    that sees less of it than said is no proof against it: it may read the padding of a layer in
+    between. Where an axis is global, the first, middle and last unit must see its first and last
+    position, at this input size.
+
+    NaN passes through weights that are exactly 0, as bilinear resampling has, and some operations
+    stop it. Where only it disagrees, the gradient decides, and the check says so.
+
+    Args:
+        model: The network; it stays as it is.
+        input_shape: Shape of one sample, ``(channels, *image)``.
+        layer: Path of a module; None for the last layer whose units stand at places of the image,
+            or that of ``field``.
+        field: What is to be proved, for this shape and layer; None for what is measured.
+        units: Numbers of the units to try along each axis; None chooses.
+
+    Raises:
+        InvalidInputError: If there is no such layer or unit, or the field is of another shape.
+        TracingError: If the network cannot be traced, copied or run in double precision.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3))
+        >>> proof = verify_receptive_field(net, (1, 28, 28))
+        >>> print(proof)
+        Sequential at 2: conv2d: proved (nan 4 of 4, gradient 4 of 4)
+        >>> print(proof.checks[1])
+        axis 0, unit 4, gradient: expected 8 to 15, found 8 to 15: holds
+    """
+    graph = trace(model, input_shape)
+    if field is None:
+        claim = measure_receptive_field(graph, layer=layer)
+    else:
+        claim, layer = _checked_claim(graph, layer, field)
+    network = positive(copy_of(model))
+    checks: list[FieldCheck] = []
+    for axis, said in enumerate(claim.axes):
+        scene = scene_of(network, graph, layer, axis)
+        chosen = _chosen(units, scene)
+        if said.field is None:
+            checks += _check_global(scene, chosen)
+        elif scene.dim is None:
+            found = scene.seen_by_gradient(None, None)
+            note = "the layer has no units along this axis"
+            checks.append(FieldCheck(axis, None, "gradient", None, found, False, note))
+        else:
+            checks += _check_local(model, scene, layer, said.field, chosen)
+    return FieldProof(claim.model, claim.layer, tuple(checks))
+
+
+def _checked_claim(
+    graph: Graph, layer: str | None, field: Any
+) -> tuple[ReceptiveField, str | None]:
+    """Return the claim and the layer it is of, if it fits what is asked."""
+    if not isinstance(field, ReceptiveField):
+        raise InvalidInputError(f"field={field!r}: must be a ReceptiveField")
+    operations = {one.name for one in graph.layers}
+    if layer is None and field.layer in graph.modules and field.layer not in operations:
+        layer = field.layer
+    measured = measure_receptive_field(graph, layer=layer)
+    for what in ("layer", "input_shape"):
+        asked, of = getattr(measured, what), getattr(field, what)
+        if asked != of:
+            raise InvalidInputError(f"field: is of {what}={of!r}; asked is {asked!r}")
+    return field, layer
+
+
+def _chosen(units: Sequence[int] | None, scene: "Scene") -> list[int] | None:
+    if units is None or scene.units is None:
+        return None
+    if not isinstance(units, Sequence) or not units:
+        raise InvalidInputError(f"units={units!r}: must be numbers of units, such as [3, 4]")
+    return [check_integer("units", unit, minimum=0, maximum=scene.units - 1) for unit in units]
+
+
+def _check_local(
+    model: nn.Module, scene: Scene, layer: str | None, field: AxisField, chosen: list[int] | None
+) -> list[FieldCheck]:
+    """Check a field on the given image, on a larger one if that has no room or it fails."""
+    if chosen is not None:
+        return _check_units(scene, field, chosen)
+    units = _middle_units(scene, field)
+    checks: list[FieldCheck] = []
+    if units is not None:
+        checks = _check_units(scene, field, units)
+        if all(check.ok is not False for check in checks):
+            return checks
+    larger = _enlarged(model, scene, layer, field)
+    if larger is not None:
+        units = _middle_units(larger, field)
+        if units is not None:
+            return _check_units(larger, field, units)
+    return checks or _check_units(scene, field, _nearest_middle(scene, field)[0])
+
+
+def _nearest_middle(scene: Scene, field: AxisField) -> list[list[int]]:
+    """Return runs of units, one of each phase and one more, from the middle outwards."""
+    count = scene.units or 0
+    run = min(field.period + 1, count)
+    middle = (count - run) // 2
+    starts = sorted(range(count - run + 1), key=lambda start: abs(start - middle))
+    return [list(range(start, start + run)) for start in starts]
+
+
+def _middle_units(scene: Scene, field: AxisField) -> list[int] | None:
+    """Return the run nearest the middle that sees nothing outside the image, if there is one."""
+    for run in _nearest_middle(scene, field):
+        spans = [field.interval(unit) for unit in run]
+        if all(span is None or _clipped(span, scene.length) == span for span in spans):
+            return run if len(run) > field.period else None
+    return None
+
+
+def _enlarged(model: nn.Module, scene: Scene, layer: str | None, field: AxisField) -> Scene | None:
+    """Return the same with an axis long enough; None if the network or its field forbid it."""
+    ends = [span for span in field.spans if span is not None]
+    if not ends:
+        return None
+    reach = max(span[1] for span in ends) - min(span[0] for span in ends) + 1
+    needed = reach + 5 * abs(field.advance) + 16
+    # A multiple of the given length: what must divide it still does.
+    shape = list(scene.shape)
+    shape[1 + scene.axis] *= max(2, math.ceil(needed / scene.length))
+    try:
+        larger = scene_of(scene.network, trace(model, shape), layer, scene.axis)
+    except (InvalidInputError, TracingError):
+        return None
+    where = f"on an image of {' x '.join(map(str, shape[1:]))}"
+    return replace(larger, where=where) if larger.field == scene.field else None
+
+
+def _check_units(scene: Scene, field: AxisField, units: Sequence[int]) -> list[FieldCheck]:
+    checks: list[FieldCheck] = []
+    for unit in units:
+        span = field.interval(unit)
+        checks += _check_unit(scene, unit, span, _clipped(span, scene.length))
+    return checks
+
+
+def _check_unit(
+    scene: Scene, unit: int, span: Span | None, inside: Span | None
+) -> list[FieldCheck]:
+    """Check one unit by both methods; the gradient decides where there is one."""
+    by_nan, by_gradient = scene.seen_by_nan(unit, inside), scene.seen_by_gradient(unit, inside)
+    nan_ok, gradient_ok = (_agree(found, inside, span) for found in (by_nan, by_gradient))
+    nan_note = gradient_note = "" if span == inside else "what lies inside the image"
+    if not scene.is_finite:
+        nan_ok, nan_note = None, "the value is NaN without any in the image"
+    elif gradient_ok and not nan_ok:
+        nan_ok, nan_note = None, "NaN passes through weights of 0, or an operation stops it"
+    elif nan_ok and by_gradient is None and inside is not None:
+        gradient_ok, gradient_note = None, "an operation has no gradient"
+    elif gradient_ok is None and by_gradient is not None:
+        nan_ok = None
+    place = scene.where
+    return [
+        FieldCheck(scene.axis, unit, "nan", span, by_nan, nan_ok, nan_note or place),
+        FieldCheck(
+            scene.axis, unit, "gradient", span, by_gradient, gradient_ok, gradient_note or place
+        ),
+    ]
+
+
+def _agree(found: Span | None, inside: Span | None, span: Span | None) -> bool | None:
+    """Whether what is found is what lies inside the image; None if the border may hide the rest."""
+    if found == inside:
+        return True
+    less = found is None or (inside is not None and inside[0] <= found[0] and found[1] <= inside[1])
+    return None if less and span != inside else False
+
+
+def _check_global(scene: Scene, chosen: list[int] | None) -> list[FieldCheck]:
+    """Check that the first and last position reach every unit that is tried."""
+    full = (0, scene.length - 1)
+    units: Sequence[int | None] = [None]
+    if scene.units is not None:
+        units = chosen or sorted({0, scene.units // 2, scene.units - 1})
+    read_at_all = scene.seen_by_gradient(None, full)
+    checks: list[FieldCheck] = []
+    for unit in units:
+        found = (scene.seen_by_nan(unit, full), scene.seen_by_gradient(unit, full))
+        excuse = ""
+        if full in found:
+            excuse = "the other method decides"
+        elif read_at_all is not None and read_at_all in found:
+            excuse = "no unit reads the rest of the image"
+        for method, seen in zip(_METHODS, found, strict=True):
+            ok = True if seen == full else None if excuse else False
+            note = "" if ok else excuse
+            checks.append(FieldCheck(scene.axis, unit, method, full, seen, ok, note))
+    return checks
+
+
+def _clipped(span: Span | None, length: int) -> Span | None:
+    """Return what of a span lies inside the image."""
+    if span is None or span[1] < 0 or span[0] >= length:
+        return None
+    return max(span[0], 0), min(span[1], length - 1)
+
+
+def _say(span: Span | None) -> str:
+    return "nothing" if span is None else f"{span[0]} to {span[1]}"

@@ -1,0 +1,223 @@
+"""What operations that move, cut and join axes read."""
+
+from fractions import Fraction
+
+from constrained_cnn.graph import AxisRead, Read, Resample, Window
+from constrained_cnn.tracing._call import Call, Reads, kept
+
+
+def permutation(call: Call) -> Reads:
+    """Axes in another order."""
+    x = call.input
+    order = list(range(x.ndim))
+    if call.op == "permute":
+        given = call.args[1:] if len(call.args) > 2 else call.get(1, "dims")
+        given = given[0] if len(given) == 1 and not isinstance(given[0], int) else given
+        order = [axis % x.ndim for axis in given]
+    elif call.op in ("T", "mT", "H", "mH", "t", "adjoint"):
+        order = order[:-2] + order[-2:][::-1] if call.op in ("mT", "mH", "adjoint") else order[::-1]
+    elif call.op in ("movedim", "moveaxis"):
+        source, target = call.get(1, "source"), call.get(2, "destination")
+        source, target = ([a] if isinstance(a, int) else list(a) for a in (source, target))
+        source, target = ([a % x.ndim for a in axes] for axes in (source, target))
+        rest = iter(axis for axis in order if axis not in source)
+        order = [source[target.index(a)] if a in target else next(rest) for a in order]
+    else:
+        one, other = (call.get(i, f"dim{i - 1}") % x.ndim for i in (1, 2))
+        order[one], order[other] = order[other], order[one]
+    return (call.read(x, [AxisRead(axis) for axis in order]),)
+
+
+def reshape(call: Call) -> Reads:
+    """Axes that stay are kept; one that is merged is read whole, one that is cut is not placed."""
+    x, out = call.input, call.output
+    axes: list[AxisRead | None] = [None] * out.ndim
+    cut: list[int] = []
+    for before, after in groups(tuple(x.shape), tuple(out.shape)):
+        real_before = [axis for axis in before if x.shape[axis] > 1]
+        real_after = [axis for axis in after if out.shape[axis] > 1]
+        if len(real_before) == len(real_after) == 1:
+            axes[real_after[0]] = AxisRead(real_before[0])
+        elif not real_before and len(before) == len(after) == 1:
+            axes[after[0]] = AxisRead(before[0])
+        elif len(real_after) > 1 and len(real_before) >= 1:
+            cut += real_before
+    singles = [axis for axis in range(x.ndim) if x.shape[axis] == 1]
+    free = [axis for axis in range(out.ndim) if out.shape[axis] == 1 and axes[axis] is None]
+    taken = {read.axis for read in axes if read is not None}
+    for axis, place in zip([a for a in singles if a not in taken], free, strict=False):
+        axes[place] = AxisRead(axis)
+    return (call.read(x, axes, unplaced=cut),)
+
+
+def groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest runs of axes of two shapes with equal products, in order.
+
+    Examples:
+        >>> groups((2, 6, 5), (2, 3, 2, 5))
+        [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [], []
+        left_size = right_size = 1
+        if i < len(before):
+            left, left_size, i = [i], before[i], i + 1
+        if j < len(after):
+            right, right_size, j = [j], after[j], j + 1
+        while left_size != right_size:
+            if left_size < right_size:
+                left.append(i)
+                left_size *= before[i]
+                i += 1
+            else:
+                right.append(j)
+                right_size *= after[j]
+                j += 1
+        found.append((left, right))
+    return found
+
+
+def squeeze(call: Call) -> Reads:
+    """Drop or add axes of one unit."""
+    x, out = call.input, call.output
+    if call.op == "unsqueeze":
+        axis = call.get(1, "dim") % out.ndim
+        axes: list[AxisRead | None] = [AxisRead(i) for i in range(x.ndim)]
+        return (call.read(x, [*axes[:axis], None, *axes[axis:]]),)
+    given = call.get(1, "dim")
+    named = range(x.ndim) if given is None else [given] if isinstance(given, int) else given
+    gone = {axis % x.ndim for axis in named if x.shape[axis] == 1}
+    return (call.read(x, [AxisRead(i) for i in range(x.ndim) if i not in gone]),)
+
+
+def stretched(call: Call) -> Reads:
+    """Axes of one unit made longer."""
+    return (call.broadcast(call.input),)
+
+
+def parts(call: Call) -> Reads:
+    """Runs of units along one axis: chunk, split, narrow, unbind."""
+    x = call.input
+    position = {"narrow": 1, "unbind": 1, "select": 1}.get(call.op, 2)
+    axis = call.get(position, "dim", 0) % x.ndim
+    if call.op in ("unbind", "select"):
+        axes: list[AxisRead | None] = [AxisRead(i) for i in range(x.ndim) if i != axis]
+        return (call.read(x, axes, unplaced=[axis]),) * len(call.outputs)
+    start = call.get(2, "start") if call.op == "narrow" else 0
+    reads: list[tuple[Read, ...]] = []
+    for out in call.outputs:
+        axes = list(kept(x))
+        axes[axis] = AxisRead(axis, Window(padding=-start) if start else None)
+        reads.append(call.read(x, axes))
+        start += out.shape[axis]
+    return tuple(reads)
+
+
+def indexing(call: Call) -> Reads:
+    """Slices, new axes and single units; anything else is not placed."""
+    x, index = call.args[0], call.args[1]
+    index = index if isinstance(index, tuple) else (index,)
+    simple = all(item is None or item is ... or isinstance(item, int | slice) for item in index)
+    if not simple or any(isinstance(item, bool) for item in index):
+        return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
+    named = sum(item is not None and item is not ... for item in index)
+    if ... not in index:
+        index = (*index, ...)
+    axes: list[AxisRead | None] = []
+    picked: list[int] = []
+    axis = 0
+    for item in index:
+        if item is None:
+            axes.append(None)
+        elif item is ...:
+            axes += [AxisRead(i) for i in range(axis, x.ndim - named + axis)]
+            axis += x.ndim - named
+        elif isinstance(item, int):
+            picked.append(axis)
+            axis += 1
+        else:
+            start, _, step = item.indices(x.shape[axis])
+            sliced = Window(stride=step, padding=-start) if (start, step) != (0, 1) else None
+            axes.append(AxisRead(axis, sliced))
+            axis += 1
+    return (call.read(x, axes, unplaced=picked),)
+
+
+def padding(call: Call) -> Reads:
+    """Move the start; a circular pad is not placed."""
+    x, amounts = call.get(0, "input"), list(call.get(1, "pad"))
+    axes = kept(x)
+    padded = [(x.ndim - 1 - i // 2, amounts[i]) for i in range(0, len(amounts), 2)]
+    if call.get(2, "mode", "constant") == "circular":
+        return (
+            call.read(x, kept(x, whole=[a for a, _ in padded]), unplaced=[a for a, _ in padded]),
+        )
+    for axis, amount in padded:
+        axes[axis] = AxisRead(axis, Window(padding=amount))
+    return (call.read(x, axes),)
+
+
+def flip(call: Call) -> Reads:
+    """Run axes backwards."""
+    x = call.input
+    given = call.args[1:] if len(call.args) > 2 else call.get(1, "dims")
+    given = [given] if isinstance(given, int) else list(given)
+    axes = kept(x)
+    for axis in (axis % x.ndim for axis in given):
+        axes[axis] = AxisRead(axis, Window(stride=-1, padding=1 - x.shape[axis]))
+    return (call.read(x, axes),)
+
+
+def rolled(call: Call) -> Reads:
+    """Units move round an axis; not placed."""
+    x, axes = call.get(0, "input"), call.get(2, "dims")
+    moved = range(x.ndim) if axes is None else [axes] if isinstance(axes, int) else axes
+    moved = [axis % x.ndim for axis in moved]
+    return (call.read(x, kept(x, whole=moved), unplaced=moved),)
+
+
+def repeated(call: Call) -> Reads:
+    """Copies one after another; where an axis had one unit, every copy reads it."""
+    x, out = call.input, call.output
+    ahead = out.ndim - x.ndim
+    copied = [axis for axis in range(x.ndim) if 1 != x.shape[axis] != out.shape[ahead + axis]]
+    axes: list[AxisRead | None] = [None] * ahead
+    for axis in range(x.ndim):
+        if x.shape[axis] == out.shape[ahead + axis]:
+            axes.append(AxisRead(axis))
+        else:
+            axes.append(None if axis in copied else AxisRead(axis, Window(stride=0)))
+    return (call.read(x, axes, unplaced=copied),)
+
+
+def interleaved(call: Call) -> Reads:
+    """Each unit several times in a row, as nearest neighbour does."""
+    x, times, axis = call.input, call.get(1, "repeats"), call.get(2, "dim")
+    if axis is None or not isinstance(times, int):
+        return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
+    axes = kept(x)
+    axes[axis] = AxisRead(axis % x.ndim, Resample("nearest", Fraction(1, times)))
+    return (call.read(x, axes),)
+
+
+def unfolded(call: Call) -> Reads:
+    """Windows along one axis, their taps on a new last axis; or patches as columns."""
+    x = call.input
+    if call.output.ndim != x.ndim + 1:  # torch.nn.functional.unfold joins the axes of the image
+        whole = range(2, x.ndim)
+        return (call.read(x, [AxisRead(0), None, None], unplaced=whole),)
+    axis, size, step = (
+        call.get(i, name) for i, name in ((1, "dimension"), (2, "size"), (3, "step"))
+    )
+    axes = kept(x)
+    axes[axis] = AxisRead(axis % x.ndim, Window(size, step))
+    return (call.read(x, [*axes, None]),)
+
+
+def selected(call: Call) -> Reads:
+    """Units of one axis in an order that a tensor gives."""
+    x = call.input
+    axis = call.get(1, "dim") % x.ndim
+    return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)

@@ -1,0 +1,210 @@
+"""What operations that mix whole axes read: sums, norms, products, attention."""
+
+from torch import Tensor
+
+from constrained_cnn.errors import TracingError
+from constrained_cnn.graph import AxisRead, Read, Window
+from constrained_cnn.tracing._call import Call, Reads, elementwise, kept, tensors
+
+
+def reduction(call: Call) -> Reads:
+    """Read the axes it runs over whole."""
+    x = call.input
+    axes = call.get(2 if call.op == "norm" else 1, "dim", call.kwargs.get("axis"))
+    if isinstance(axes, Tensor) or "other" in call.kwargs:  # the larger of two tensors
+        return elementwise(call)
+    if axes is None or isinstance(axes, bool) or axes == [] or axes == ():
+        axes = range(x.ndim)
+    gone = {axis % x.ndim for axis in ([axes] if isinstance(axes, int) else axes)}
+    stays = call.output.ndim == x.ndim
+    reads = [
+        None if axis in gone else AxisRead(axis)
+        for axis in range(x.ndim)
+        if stays or axis not in gone
+    ]
+    return (call.read(x, reads),) * len(call.outputs)
+
+
+def along(call: Call) -> Reads:
+    """Each unit reads itself, and for its scale all of one axis: softmax, normalize, cumsum."""
+    x = call.input
+    axis = call.get(1, "dim", None)
+    if call.op == "normalize":
+        axis = call.get(2, "dim", 1)
+    whole = range(x.ndim) if axis is None else [axis]
+    return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
+
+
+def layer_norm(call: Call) -> Reads:
+    """Each unit reads itself, and for its scale the last axes."""
+    x, shape = call.get(0, "input"), call.get(1, "normalized_shape")
+    whole = range(x.ndim - len(shape), x.ndim)
+    return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
+
+
+def position_norm(call: Call) -> Reads:
+    """Norms by statistics of the input itself: for its scale each unit reads all positions."""
+    x = call.get(0, "input")
+    running = {"instance_norm": not call.get(5, "use_input_stats", True)}
+    running["batch_norm"] = not call.get(5, "training", False)
+    if running.get(call.op):
+        return (call.broadcast(x),)
+    whole = range(0 if call.op == "batch_norm" else 1, x.ndim)
+    return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
+
+
+def shuffled_channels(call: Call) -> Reads:
+    """Each unit reads the channels at its place."""
+    x = call.get(0, "input")
+    return (call.read(x, kept(x, whole=[1])),)
+
+
+def across_channels(call: Call) -> Reads:
+    """Each unit reads itself, and for its scale the other channels."""
+    x = call.get(0, "input")
+    return ((*call.broadcast(x), *call.read(x, kept(x, whole=[1]), gate=True)),)
+
+
+def linear(call: Call) -> Reads:
+    """Read all of the last axis."""
+    x = call.get(0, "input")
+    return (call.read(x, kept(x, whole=[-1])),)
+
+
+def matmul(call: Call) -> Reads:
+    """Rows of one with columns of the other; the axis between is read whole."""
+    first, second = call.get(0, "input"), call.get(1, "other", call.kwargs.get("mat2"))
+    if call.op in ("addmm", "baddbmm"):
+        first, second = call.get(1, "mat1"), call.get(2, "mat2")
+    reads: list[Read] = []
+    out = call.output.ndim
+    rows, columns = first.ndim > 1, second.ndim > 1
+    for tensor, own, axis in ((first, rows, -2), (second, columns, -1)):
+        axes: list[AxisRead | None] = [None] * out
+        matrix = rows + columns  # how many of the output's last axes are matrix axes
+        for position in range(out - matrix):  # the batch
+            source = tensor.ndim - min(tensor.ndim, 2) - (out - matrix) + position
+            if source >= 0:
+                stretched = tensor.shape[source] != call.output.shape[position]
+                axes[position] = AxisRead(source, Window(stride=0) if stretched else None)
+        if own:
+            place = out - matrix if tensor is first and axis == -2 else out - 1
+            axes[place] = AxisRead(tensor.ndim + axis)
+        reads += call.read(tensor, axes)
+    if call.op in ("addmm", "baddbmm"):
+        reads += call.broadcast(call.get(0, "input"))
+    return (tuple(reads),)
+
+
+def attention(call: Call) -> Reads:
+    """Each query reads itself and every key and value."""
+    query, key, value = (call.get(i, name) for i, name in enumerate(("query", "key", "value")))
+    reads = [*call.read(query, kept(query, whole=[-1]))]
+    for other in (key, value):
+        axes = [AxisRead(axis) if axis < other.ndim - 2 else None for axis in range(other.ndim)]
+        reads += call.read(other, axes)
+    return (tuple(reads),)
+
+
+def multi_head_attention(call: Call) -> Reads:
+    """Each query reads itself and every key and value; (length, batch, channels)."""
+    outputs: list[tuple[Read, ...]] = []
+    for out in call.outputs:
+        reads: list[Read] = []
+        for i, name in enumerate(("query", "key", "value")):
+            tensor = call.get(i, name)
+            if out is call.output and i == 0:
+                reads += call.read(tensor, kept(tensor, whole=[-1]))
+            else:
+                reads += call.read(tensor, [None] * out.ndim)
+        outputs.append(tuple(reads))
+    return tuple(outputs)
+
+
+def concatenation(call: Call) -> Reads:
+    """Every unit may read the same unit of each part; parts along the axis are not told apart."""
+    parts = list(tensors(call.args[0] if call.args else call.kwargs["tensors"]))
+    axis = call.get(1, "dim", 0) % call.output.ndim
+    if call.op == "stack":
+        reads: list[Read] = []
+        for part in parts:
+            axes: list[AxisRead | None] = [AxisRead(i) for i in range(part.ndim)]
+            reads += call.read(part, [*axes[:axis], None, *axes[axis:]])
+        return (tuple(reads),)
+    # An empty part of one axis is what torch lets pass.
+    found = [
+        read
+        for part in parts
+        if part.ndim == call.output.ndim
+        for read in call.read(part, kept(part, whole=[axis]), unplaced=[axis])
+    ]
+    return (tuple(found),)
+
+
+def product(call: Call) -> Reads:
+    """Einstein's sum: letters of the output are kept, the others read whole."""
+    left, right, operands = letters_of(call)
+    reads: list[Read] = []
+    for letters, operand in zip(left, operands, strict=True):
+        reads += call.read(
+            operand, [AxisRead(letters.index(x)) if x in letters else None for x in right]
+        )
+    return (tuple(reads),)
+
+
+def letters_of(call: Call) -> tuple[list[str], str, list[Tensor]]:
+    """Return the letters of each operand of an einsum, those of its output, and the operands.
+
+    An ellipsis becomes capital letters counted from the last axis, as it is matched.
+    """
+    equation = call.get(0, "equation")
+    if not isinstance(equation, str):
+        raise TracingError("einsum with lists of axes: write it with an equation, 'bchw,dc->bdhw'")
+    operands = list(tensors(call.args[1:]))
+    given, _, wanted = equation.replace(" ", "").partition("->")
+    left = given.split(",")
+    hidden = max(
+        (operand.ndim - len(letters) + 3 if "..." in letters else 0)
+        for letters, operand in zip(left, operands, strict=True)
+    )
+    spare = [chr(ord("Z") - i) for i in range(hidden)][::-1]
+    if set(spare) & set(equation):
+        raise TracingError(f"einsum {equation!r}: write it without the letters {', '.join(spare)}")
+    full = [
+        letters.replace("...", "".join(spare[hidden - (operand.ndim - len(letters) + 3) :]))
+        for letters, operand in zip(left, operands, strict=True)
+    ]
+    if "->" in equation:
+        return full, wanted.replace("...", "".join(spare)), operands
+    once = sorted(x for x in set("".join(left)) - {"."} if "".join(left).count(x) == 1)
+    return full, "".join(spare + once), operands
+
+
+def glu(call: Call) -> Reads:
+    """One half of an axis gates the other."""
+    x = call.input
+    axis = call.get(1, "dim", -1) % x.ndim
+    return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
+
+
+def cumulated(call: Call) -> Reads:
+    """Each unit reads itself and all before it."""
+    x = call.input
+    axis = call.get(1, "dim") % x.ndim
+    return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
+
+
+def embedding(call: Call) -> Reads:
+    """A row of the weight for each index."""
+    x = call.get(0, "input")
+    return (call.read(x, [*kept(x), None]),)
+
+
+def recurrent(call: Call) -> Reads:
+    """Every step may read every other; the sequence is not told apart."""
+    x = call.get(0, "input")
+    along = [axis for axis in range(x.ndim) if x.shape[axis] != 1 or axis == x.ndim - 1]
+    return tuple(
+        call.read(x, kept(x, whole=along) if out.ndim == x.ndim else [None] * out.ndim)
+        for out in call.outputs
+    )

@@ -1,0 +1,334 @@
+"""Watch a network run and write down what it does, operation by operation."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+
+from constrained_cnn.errors import TracingError
+from constrained_cnn.graph import Layer, Read, TensorInfo, TrainingLayer, TrainingRun
+from constrained_cnn.tracing._call import Call, Reads, tensors
+from constrained_cnn.tracing._rules import REFERENCES, SOURCES, Operation, find
+from constrained_cnn.tracing._settings import settings_of
+
+META = torch.device("meta")
+
+
+class Watcher(TorchFunctionMode):
+    """Sees every torch operation on its way, and which module it runs in."""
+
+    def __init__(self, model: str, shadow: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._names = {id(part): name for name, part in shadow.named_modules()}
+        self._stack: list[str] = []
+
+    @property
+    def path(self) -> str:
+        """Path of the module that runs now."""
+        return self._stack[-1] if self._stack else ""
+
+    def leave(self, path: str, outputs: Any) -> None:
+        """Note that the module at ``path`` ended, and what it gave."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch all that runs meanwhile."""
+
+        def begins(module: nn.Module, _: Any) -> None:
+            self._stack.append(self._names.get(id(module), self.path))
+
+        def ends(module: nn.Module, _: Any, outputs: Any) -> None:
+            self.leave(self._stack.pop(), outputs)
+
+        handles = [register_module_forward_pre_hook(begins), register_module_forward_hook(ends)]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Recorder(Watcher):
+    """Writes down the operations that depend on the network's input, and what each reads."""
+
+    def __init__(
+        self,
+        model: str,
+        shadow: nn.Module,
+        inputs: Sequence[Tensor],
+        weights: Mapping[int, int],
+        *,
+        strict: bool,
+    ) -> None:
+        super().__init__(model, shadow)
+        self._strict = strict
+        self._known: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
+        self._numbers: dict[int, int] = {}
+        self._pieces: dict[int, int] = {}  # the number of each piece of memory
+        self._sharing: dict[int, set[int]] = {}  # the traced tensors in each piece
+        self._made_of = {number: frozenset({weight}) for number, weight in weights.items()}
+        self.values: list[TensorInfo] = []
+        self.layers: list[Layer] = []
+        self.modules: dict[str, int] = {}
+        for part in shadow.modules():
+            for tensor in tensors([part._parameters, part._buffers, list(vars(part).values())]):
+                self._keep(tensor)
+        self.inputs = tuple(self._new_value(tensor) for tensor in inputs)
+
+    def leave(self, path: str, outputs: Any) -> None:
+        """Note what a module gave: the first value in it."""
+        for tensor in tensors(outputs):
+            if id(tensor) in self._numbers:
+                self.modules[path] = self._numbers[id(tensor)]
+                return
+
+    def numbers_of(self, outputs: Any) -> tuple[int, ...]:
+        """Return the values in what the network gave; raise if there are none."""
+        numbers = [self._numbers[id(t)] for t in tensors(outputs) if id(t) in self._numbers]
+        if not numbers:
+            raise TracingError(
+                f"{self.model} gave a {type(outputs).__name__} in which nothing depends on the "
+                "input as far as could be seen"
+            )
+        return tuple(numbers)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = operation_name(func)
+        sources = list(tensors((args, kwargs)))
+        if any(t.device == META and id(t) not in self._known for t in sources):
+            raise self._unknown(op, "is given a tensor that no operation seen here made")
+        # Some look at a second tensor for its shape or type alone.
+        read = sources[:1] if op in REFERENCES else sources
+        given = [t for t in read if id(t) in self._numbers]
+        if sources and is_in_place(func):
+            self._check_in_place(op, sources)
+        versions = [t._version for t in given]
+        outcome = run(func, args, kwargs)
+        made = tuple(tensors(outcome))
+        for tensor in made:
+            self._keep(tensor)
+        if op == "setitem" and given:
+            if self._strict:
+                raise self._unknown(op, "writes into part of a tensor")
+            made = (sources[0],)
+        if not given or not made or op in SOURCES:
+            if op not in SOURCES:
+                self._pass_on(sources, made)
+            return outcome
+        # After an operation in place its tensor has its old number until it is recorded.
+        call = Call(op, args, kwargs, made, self._numbers)
+        in_place = versions != [t._version for t in given]
+        self._record(func, call, find(op), sources, in_place)
+        return outcome
+
+    def _record(
+        self,
+        func: Callable[..., Any],
+        call: Call,
+        operation: Operation | None,
+        sources: Sequence[Tensor],
+        in_place: bool,
+    ) -> None:
+        if operation is None and self._strict:
+            raise self._unknown(call.op, "is in no rule")
+        reads: Reads = ((),) * len(call.outputs) if operation is None else operation.reads(call)
+        # What no read speaks of, such as a weight that depends on the input, is read whole.
+        said = {read.value for each in reads for read in each}
+        silent = [t for t in call.traced() if call.values[id(t)] not in said]
+        if silent and call.op not in REFERENCES:
+            unplaced = operation is None
+            reads = tuple(
+                (*each, *(_whole(call.values[id(t)], t, out, unplaced) for t in silent))
+                for each, out in zip(reads, call.outputs, strict=True)
+            )
+        weights = frozenset[int]().union(*(self._made_of.get(id(t), ()) for t in sources))
+        work = None if operation is None else operation.work(call)
+        self.layers.append(
+            Layer(
+                call.op,
+                self.path,
+                tuple(self._new_value(tensor) for tensor in call.outputs),
+                reads,
+                tuple(sorted(weights)),
+                work,
+                in_place,
+                settings_of(func, call),
+                operation is not None,
+            )
+        )
+
+    def _pass_on(self, sources: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        """Note which weights a tensor is made of that does not depend on the input."""
+        of = frozenset[int]().union(*(self._made_of.get(id(t), ()) for t in sources))
+        for tensor in made if of else ():
+            self._made_of[id(tensor)] = of
+
+    def _check_in_place(self, op: str, given: Sequence[Tensor]) -> None:
+        """Refuse to mix another value into a tensor that shares its memory with a third."""
+        target, *others = given
+        if not any(id(other) in self._numbers for other in others if other is not target):
+            return
+        memory = target.untyped_storage()._cdata
+        if self._sharing.get(memory, set()) - {id(target)}:
+            raise self._unknown(op, "writes in place into what another tensor is a view of")
+
+    def _keep(self, tensor: Tensor) -> None:
+        self._known[id(tensor)] = tensor
+
+    def _new_value(self, tensor: Tensor) -> int:
+        self._keep(tensor)
+        storage = tensor.untyped_storage()._cdata
+        self._sharing.setdefault(storage, set()).add(id(tensor))
+        piece = self._pieces.setdefault(storage, len(self._pieces))
+        number = len(self.values)
+        self.values.append(
+            TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), piece)
+        )
+        self._numbers[id(tensor)] = number
+        return number
+
+    def _unknown(self, op: str, why: str) -> TracingError:
+        where = f"module {self.path!r} of {self.model}" if self.path else self.model
+        return TracingError(
+            f"operation {op!r} in {where} {why}, so what its outputs read is not known; use an "
+            "operation that is described, or describe it: constrained_cnn.tracing.register_op"
+        )
+
+
+def _whole(value: int, tensor: Tensor, out: Tensor, unplaced: bool) -> Read:
+    return Read(value, (None,) * out.ndim, False, tuple(range(tensor.ndim)) if unplaced else ())
+
+
+class TrainingRecorder(Watcher):
+    """Writes down which operations run in training mode, and the bytes each keeps.
+
+    Args:
+        model: Name of the model's class.
+        shadow: The network.
+        inputs: What it is given.
+        batch: Size of their batch: a prime, so that what does not grow with it can be told apart.
+    """
+
+    def __init__(
+        self, model: str, shadow: nn.Module, inputs: Sequence[Tensor], *, batch: int
+    ) -> None:
+        super().__init__(model, shadow)
+        self._batch = batch
+        self._depends: dict[int, Tensor] = {id(tensor): tensor for tensor in inputs}
+        self._seen = {
+            part.untyped_storage()._cdata for part in (*shadow.parameters(), *shadow.buffers())
+        }
+        self._held: list[Tensor] = []  # so that no address comes twice
+        self._layers: list[tuple[str, str, Any]] = []
+        self._saved: list[int] = []
+        self._constant = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch all that runs meanwhile, and what autograd keeps."""
+        with saved_tensors_hooks(self._save, lambda tensor: tensor), super().watching():
+            yield
+
+    def run(self, problem: str = "") -> TrainingRun:
+        """Return what was seen."""
+        layers = zip(self._layers, self._saved, strict=True)
+        return TrainingRun(
+            tuple(TrainingLayer(*layer, saved) for layer, saved in layers), self._constant, problem
+        )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not any(id(tensor) in self._depends for tensor in tensors((args, kwargs))):
+            return func(*args, **kwargs)
+        op = operation_name(func)
+        position = len(self._layers)
+        self._layers.append((op, self.path, {}))
+        self._saved.append(0)
+        outcome = run(func, args, kwargs)
+        made = tuple(tensors(outcome))
+        if not made or op in SOURCES:
+            self._layers.pop(), self._saved.pop()
+            return outcome
+        call = Call(op, args, kwargs, made, {})
+        self._layers[position] = (op, self.path, settings_of(func, call))
+        self._depends.update({id(tensor): tensor for tensor in made})
+        return outcome
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._held.append(tensor.detach())
+            if self._saved and storage.nbytes() % self._batch == 0:
+                self._saved[-1] += storage.nbytes() // self._batch
+            else:
+                self._constant += storage.nbytes()
+        return tensor
+
+
+def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run an operation on tensors without content.
+
+    On the meta device torch's batch norm is written in Python and takes a millisecond, more than
+    all the rest of a residual block; what comes out and what is kept is known without it.
+    """
+    if func is F.batch_norm:
+        x, *channels = args[:5] if len(args) >= 5 else (*args, *kwargs.values())
+        sizes = {tensor.numel() for tensor in tensors(channels)}
+        if x.ndim > 1 and sizes == {x.shape[1]}:
+            return _BatchNorm.apply(x, *(t for t in tensors(channels) if t.requires_grad))
+    return func(*args, **kwargs)
+
+
+class _BatchNorm(torch.autograd.Function):
+    """What batch norm gives and keeps, without content."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *channels: Tensor) -> Tensor:
+        statistics = torch.empty((2, x.shape[1]), device=x.device, dtype=x.dtype)
+        ctx.save_for_backward(x, statistics)
+        return torch.empty_like(x)
+
+
+def operation_name(func: Callable[..., Any]) -> str:
+    """Return the plain name of an operation.
+
+    Examples:
+        >>> operation_name(Tensor.add_), operation_name(Tensor.__radd__), operation_name(torch.add)
+        ('add', 'add', 'add')
+    """
+    name = getattr(func, "__name__", str(func))
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        library, _, name = str(getattr(func, "overloadpacket", func)).partition(".")
+        return name.removesuffix("_") if library == "aten" else f"{library}::{name}"
+    if name == "__get__":  # a property, such as x.T
+        name = getattr(func, "__self__", func).__name__
+    reflected = re.fullmatch(r"__[ri]?(\w+?)__", name)
+    if reflected:
+        whole = name.strip("_")
+        name = whole if whole in ("invert", "index") else reflected[1]
+        return "sub" if whole == "rsub" else name
+    return name.removesuffix("_") if name != "_" else name
+
+
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Return whether the name of a function says that it writes over its first argument."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")

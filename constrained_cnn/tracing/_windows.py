@@ -1,0 +1,136 @@
+"""What operations that slide over positions read: convolutions, pools, resampling."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+
+from constrained_cnn.errors import TracingError
+from constrained_cnn.graph import AxisRead, Resample, Window
+from constrained_cnn.tracing._call import Call, Reads, kept
+
+
+def convolution(call: Call) -> Reads:
+    """Slide over the last axes; read all channels."""
+    spatial = int(call.op[-2])
+    x, weight = call.get(0, "input"), call.get(1, "weight")
+    if x.ndim == spatial + 1:
+        raise TracingError(
+            f"{call.op} is given {tuple(x.shape)}, which has no batch axis; the input shape must "
+            "name the channels too, as (1, 28, 28) does"
+        )
+    stride = spread(call.get(3, "stride", 1), spatial)
+    padding = call.get(4, "padding", 0)
+    dilation = spread(call.get(5, "dilation", 1), spatial)
+    kernel = weight.shape[2:]
+    if padding == "same":  # torch puts the odd cell behind
+        padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+    padding = spread(0 if padding == "valid" else padding, spatial)
+    windows = map(Window, kernel, stride, padding, dilation)
+    return (call.read(x, over_windows(x, list(windows))),)
+
+
+def transposed_convolution(call: Call) -> Reads:
+    """Spread over the last axes; read all channels."""
+    spatial = int(call.op[-2])
+    x, weight = call.get(0, "input"), call.get(1, "weight")
+    stride = spread(call.get(3, "stride", 1), spatial)
+    padding = spread(call.get(4, "padding", 0), spatial)
+    dilation = spread(call.get(7, "dilation", 1), spatial)
+    shape = zip(weight.shape[2:], stride, padding, dilation, strict=True)
+    windows = [Window(*parts, transposed=True) for parts in shape]
+    return (call.read(x, over_windows(x, windows)),)
+
+
+def over_windows(x: Tensor, windows: Sequence[Window | Resample | None]) -> list[AxisRead | None]:
+    """Return reads by ``windows`` on the last axes, all channels before them, and the batch."""
+    ahead = x.ndim - len(windows)
+    axes: list[AxisRead | None] = [AxisRead(axis) for axis in range(ahead - 1)] + [None]
+    return axes + [AxisRead(ahead + axis, window) for axis, window in enumerate(windows)]
+
+
+def pool(call: Call) -> Reads:
+    """Slide over the last axes, channel by channel."""
+    x = call.get(0, "input")
+    return (call.read(x, on_last_axes(x, pool_windows(call))),) * len(call.outputs)
+
+
+def pool_windows(call: Call) -> list[Window]:
+    """Return the windows of a pool, one for each of its axes."""
+    spatial = int(call.op.removesuffix("_with_indices")[-2])
+    shift = int(call.op.startswith("lp_"))  # its second argument is the norm
+    kernel = spread(call.get(1 + shift, "kernel_size"), spatial)
+    stride = call.get(2 + shift, "stride")
+    stride = kernel if stride is None or stride == [] else spread(stride, spatial)
+    padding = spread(0 if shift else call.get(3, "padding", 0), spatial)
+    dilated = call.op.startswith("max_")
+    dilation = spread(call.get(4, "dilation", 1) if dilated else 1, spatial)
+    return list(map(Window, kernel, stride, padding, dilation))
+
+
+def on_last_axes(x: Tensor, windows: Sequence[Window | Resample | None]) -> list[AxisRead | None]:
+    """Return reads by ``windows`` on the last axes and unit by unit on the others."""
+    ahead = x.ndim - len(windows)
+    axes: list[AxisRead | None] = [AxisRead(axis) for axis in range(ahead)]
+    return axes + [AxisRead(ahead + axis, window) for axis, window in enumerate(windows)]
+
+
+def adaptive_pool(call: Call) -> Reads:
+    """Windows that share an axis out; an output of one unit reads all of it."""
+    x, spatial = call.get(0, "input"), int(call.op.removesuffix("_with_indices")[-2])
+    axes = kept(x)
+    for axis in range(x.ndim - spatial, x.ndim):
+        into, out = x.shape[axis], call.output.shape[axis]
+        if out == 1:
+            axes[axis] = None
+        elif into % out == 0:
+            axes[axis] = AxisRead(axis, Window(into // out, into // out))
+        else:
+            axes[axis] = AxisRead(axis, Resample("adaptive", Fraction(into, out)))
+    return (call.read(x, axes),) * len(call.outputs)
+
+
+def interpolate(call: Call) -> Reads:
+    """Resample the last axes."""
+    x = call.get(0, "input")
+    kind = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
+    mode = call.get(3, "mode", "nearest")
+    if call.get(6, "antialias", False):
+        raise TracingError("interpolate with antialias=True: what its units read is not described")
+    if mode == "area":
+        return adaptive_pool(
+            Call(f"adaptive_avg_pool{x.ndim - 2}d", call.args, {}, call.outputs, call.values)
+        )
+    aligned = bool(call.get(4, "align_corners", False))
+    scales = call.get(2, "scale_factor")
+    exact = bool(call.get(5, "recompute_scale_factor", False)) or scales is None
+    scale = spread(1.0 if scales is None else scales, x.ndim - 2)
+    windows: list[Resample] = []
+    for axis in range(2, x.ndim):
+        into, out = x.shape[axis], call.output.shape[axis]
+        slope = Fraction(into, out)
+        if aligned:
+            slope = Fraction(into - 1, max(out - 1, 1)) or Fraction(1)
+        elif not exact:
+            slope = 1 / Fraction(scale[axis - 2]).limit_denominator(10_000)
+        windows.append(Resample(kind.get(mode, mode), slope, aligned))
+    return (call.read(x, on_last_axes(x, windows)),)
+
+
+def pixel_shuffle(call: Call) -> Reads:
+    """Channels to positions: nearest neighbour on both axes, all channels."""
+    x, factor = call.get(0, "input"), call.get(1, "upscale_factor")
+    return (call.read(x, over_windows(x, [Resample("nearest", Fraction(1, factor))] * 2)),)
+
+
+def pixel_unshuffle(call: Call) -> Reads:
+    """Positions to channels: a window as wide as its stride."""
+    x, factor = call.get(0, "input"), call.get(1, "downscale_factor")
+    return (call.read(x, over_windows(x, [Window(factor, factor)] * 2)),)
+
+
+def spread(value: Any, count: int) -> list[Any]:
+    """Return ``value`` once for each axis."""
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    return given * count if len(given) == 1 else given
