@@ -276,6 +276,8 @@ class Graph:
         weights: Every parameter and buffer, those of modules that never run included.
         evaluated: Elements of each tensor that a parametrisation makes, by its path.
         training: What runs in training mode.
+        constants: Products that run and do not depend on the input, such as a position bias worked
+            out of weights. They make and read no values.
     """
 
     model: str
@@ -287,6 +289,7 @@ class Graph:
     weights: tuple[Weight, ...] = ()
     evaluated: Mapping[str, int] = field(default_factory=dict)
     training: TrainingRun = TrainingRun(())
+    constants: tuple[Layer, ...] = ()
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -305,13 +308,18 @@ class Graph:
         return frozenset(found)
 
     def value_of(self, path: str) -> int:
-        """Return what the module at ``path`` gave.
+        """Return what the module at ``path`` gave last, or the operation of that name.
+
+        Args:
+            path: Path of a module, ``"layer4"``, or name of an operation, ``"layer4: add"``.
 
         Raises:
-            InvalidInputError: If no module of that path ran; the nearest that did is suggested.
+            InvalidInputError: If none of that name ran; the nearest that did is suggested.
         """
-        if path not in self.modules:
-            raise InvalidInputError(
-                f"layer={path!r}: no such module ran in {self.model}{closest(path, self.modules)}"
-            )
-        return self.modules[path]
+        if path in self.modules:
+            return self.modules[path]
+        by_name = {layer.name: layer.outputs[0] for layer in self.layers}
+        if path not in by_name:
+            near = closest(str(path), [*self.modules, *by_name])
+            raise InvalidInputError(f"layer={path!r}: no such module ran in {self.model}{near}")
+        return by_name[path]

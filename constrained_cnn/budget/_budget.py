@@ -35,7 +35,7 @@ CONVENTIONS = (
         "convolutions, linear layers, products of matrices and attention; FLOPs = 2 x MACs."
     ),
     "Bias, norms, element-wise work, pooling and resampling have columns of their own.",
-    "Work on weights alone, such as a weight norm, is done once and not counted.",
+    "Products of weights with weights count, for they run each time; a weight norm is not one.",
     (
         "Memory: activations that live while an operation runs, without the caller's input and "
         "without what the operation needs for itself; 1 kB is 1,000 bytes."
@@ -388,6 +388,9 @@ def _layers(graph: Graph) -> tuple[LayerCost, ...]:
                 queue.popleft() if queue else 0,
             )
         )
+    for layer in graph.constants:
+        name = f"{layer.name} (of weights alone)"
+        rows.append(LayerCost(name, layer.path, layer.op, (), 0, 0, layer.work, 0, 0))
     for (path, op), rest in saved.items():
         if sum(rest):
             name = f"{path}: {op}" if path else op

@@ -50,8 +50,8 @@ def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     A batch norm merges into the convolution or linear layer that feeds it directly, if nothing else
     reads what that layer gives. Elsewhere, as after a ReLU, it stays as a scale and a shift for
     each channel: merged forward into a convolution with padding it would be wrong at the border,
-    where zeros come after the shift. Parametrised weights become ordinary ones. The network in evaluation
-    mode is what is copied; it is not for training.
+    where zeros come after the shift. Parametrised weights become ordinary ones. What comes out is
+    in evaluation mode and not for training.
 
     Args:
         model: The network; it stays as it is.
@@ -86,12 +86,20 @@ def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
 
 
 def _settle(model: nn.Module) -> None:
-    """Make parametrised tensors ordinary ones."""
+    """Make parametrised tensors ordinary ones.
+
+    Not by torch's ``remove_parametrizations``: it takes them from the class that the copy shares
+    with the model.
+    """
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            names = list(cast(nn.ModuleDict, module.parametrizations))
-            for name in names:
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        if not parametrize.is_parametrized(module):
+            continue
+        parametrizations = cast(nn.ModuleDict, module.parametrizations)
+        tensors = {name: getattr(module, name).detach().clone() for name in parametrizations}
+        module.__class__ = type(module).__bases__[0]
+        del module.parametrizations
+        for name, tensor in tensors.items():
+            module.register_parameter(name, nn.Parameter(tensor))
 
 
 def _merge_all(model: nn.Module, graph: Graph) -> set[str]:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import Layer, Read, TensorInfo, TrainingLayer, TrainingRun
 from constrained_cnn.tracing._call import Call, Reads, tensors
-from constrained_cnn.tracing._rules import REFERENCES, SOURCES, Operation, find
+from constrained_cnn.tracing._rules import PRODUCTS, REFERENCES, SOURCES, Operation, find
 from constrained_cnn.tracing._settings import settings_of
 
 META = torch.device("meta")
@@ -81,6 +81,7 @@ class Recorder(Watcher):
         self._made_of = {number: frozenset({weight}) for number, weight in weights.items()}
         self.values: list[TensorInfo] = []
         self.layers: list[Layer] = []
+        self.constants: list[Layer] = []
         self.modules: dict[str, int] = {}
         for part in shadow.modules():
             for tensor in tensors([part._parameters, part._buffers, list(vars(part).values())]):
@@ -128,7 +129,7 @@ class Recorder(Watcher):
             made = (sources[0],)
         if not given or not made or op in SOURCES:
             if op not in SOURCES:
-                self._pass_on(sources, made)
+                self._pass_on(Call(op, args, kwargs, made, {}), sources)
             return outcome
         # After an operation in place its tensor has its old number until it is recorded.
         call = Call(op, args, kwargs, made, self._numbers)
@@ -172,11 +173,15 @@ class Recorder(Watcher):
             )
         )
 
-    def _pass_on(self, sources: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    def _pass_on(self, call: Call, sources: Sequence[Tensor]) -> None:
         """Note which weights a tensor is made of that does not depend on the input."""
         of = frozenset[int]().union(*(self._made_of.get(id(t), ()) for t in sources))
-        for tensor in made if of else ():
+        for tensor in call.outputs if of else ():
             self._made_of[id(tensor)] = of
+        operation = find(call.op) if call.op in PRODUCTS and call.outputs else None
+        if operation is not None:
+            weights, work = tuple(sorted(of)), operation.work(call)
+            self.constants.append(Layer(call.op, self.path, (), (), weights, work))
 
     def _check_in_place(self, op: str, given: Sequence[Tensor]) -> None:
         """Refuse to mix another value into a tensor that shares its memory with a third."""

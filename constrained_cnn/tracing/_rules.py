@@ -69,6 +69,13 @@ SOURCES = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# Multiply-accumulates, which count even where they do not depend on the input.
+PRODUCTS = frozenset(
+    """
+    addmm baddbmm bmm conv1d conv2d conv3d einsum linear matmul mm scaled_dot_product_attention
+    """.split()  # noqa: SIM905
+)
+
 
 def _table() -> dict[str, Operation]:
     """Return what is known without :func:`register_op`."""

@@ -86,6 +86,7 @@ def trace(
         weights,
         _evaluated(shadow),
         _train(model, shadow, wanted),
+        tuple(recorded.constants),
     )
 
 

@@ -1,26 +1,13 @@
-"""Random networks: what is measured for every unit is what its gradient reaches.
+"""Strategies that draw random networks: branches, strides, dilation, groups, resampling, crops."""
 
-A field is that of the network without borders. A unit that reads the padding of a layer in between
-sees less, so there the gradient may reach less; where the span lies inside the image it must reach
-its ends. No layer here crops: what one cut off, the padding of the next would put zeros for.
-"""
-
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-
-from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import Graph
-from constrained_cnn.receptive_field import ReceptiveField, measure_receptive_field
-from constrained_cnn.tracing import trace
 
 CHANNELS = 2
 SHAPE = (CHANNELS, 13, 12)
@@ -84,6 +71,14 @@ OTHERS = [
     Part("norm and activation", lambda: nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.Softplus())),
     Part("channel shuffle", lambda: nn.ChannelShuffle(CHANNELS)),
 ]
+UNPADDED = (
+    "average pool",
+    "nearest",
+    "every second",
+    "shuffle",
+    "norm and activation",
+    "channel shuffle",
+)
 parts = st.one_of(
     convolutions(), convolutions(), transposed_convolutions(), st.sampled_from(OTHERS)
 )
@@ -107,77 +102,43 @@ class Branches(nn.Module):
 
 
 @st.composite
-def networks(draw: st.DrawFn, depth: int = 2) -> nn.Module:
+def networks(
+    draw: st.DrawFn, depth: int = 2, parts: st.SearchStrategy[Part] = parts
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(draw(st.integers(1, 3))):
         if depth and draw(st.booleans()):
-            one, other = draw(networks(depth - 1)), draw(networks(depth - 1))
+            one, other = draw(networks(depth - 1, parts)), draw(networks(depth - 1, parts))
             layers.append(Branches(one, other, side_by_side=draw(st.booleans())))
         else:
             layers.append(draw(parts).make())
     return nn.Sequential(*layers)
 
 
-def traced(network: nn.Module) -> Graph | None:
-    """Return the graph; None if the image is too small for the network, or its layers too large."""
-    try:
-        graph = trace(network, SHAPE)
-    except TracingError as error:
-        assert "cannot take an input" in str(error)  # noqa: PT017
-        return None
-    largest = max(math.prod(value.shape) for value in graph.values)
-    return graph if largest <= 20_000 and math.prod(graph.values[-1].shape) > 0 else None
+@st.composite
+def unpadded_convolutions(draw: st.DrawFn) -> Part:
+    options: dict[str, Any] = {
+        "stride": draw(st.sampled_from([(1, 1), (2, 1), (1, 2)])),
+        "dilation": draw(st.sampled_from([(1, 1), (2, 1), (1, 2)])),
+        "groups": draw(st.sampled_from([1, CHANNELS])),
+    }
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    return Part("conv", lambda: nn.Conv2d(CHANNELS, CHANNELS, kernel, **options))
 
 
-def measured(graph: Graph) -> ReceptiveField | None:
-    """Return the field; None where branches move at different speeds, so that there is none."""
-    try:
-        return measure_receptive_field(graph)
-    except TracingError as error:
-        assert "depends on the position" in str(error)  # noqa: PT017
-        return None
+@st.composite
+def crops(draw: st.DrawFn) -> Part:
+    top, left = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    if draw(st.booleans()):
+        return Part("slice", lambda: Does(lambda x: x[:, :, top:, left:]))
+    return Part("negative padding", lambda: Does(lambda x: F.pad(x, (-left, 0, -top, 0))))
 
 
-def check(network: nn.Module) -> None:
-    """Compare the measured span of every unit of both axes with its gradient."""
-    network = network.double().eval()
-    for weights in network.parameters():
-        nn.init.uniform_(weights, 0.5, 1.5)  # no two paths cancel
-    graph = traced(network)
-    assume(graph is not None)
-    assert graph is not None
-    field = measured(graph)
-    assume(field is not None)
-    assert field is not None
-    image = (torch.rand(1, *SHAPE, dtype=torch.float64) + 0.5).requires_grad_()
-    value = network(image)
-    assume(value[0, 0].numel() <= 1500)
-    for number, axis in enumerate(field.axes):
-        own, last = 2 + number, SHAPE[1 + number] - 1
-        others = [a for a in range(4) if a != own]
-        for unit in range(value.shape[own]):
-            (gradient,) = torch.autograd.grad(
-                value.select(own, unit).sum(), image, retain_graph=True
-            )
-            reached = gradient.abs().sum(others).nonzero().flatten().tolist()
-            span = axis.interval(unit)
-            if span is None:
-                assert reached == []
-            elif span[0] >= 0 and span[1] <= last:
-                assert (min(reached), max(reached)) == span
-            else:
-                assert all(span[0] <= position <= span[1] for position in reached)
+def cropping_networks() -> st.SearchStrategy[nn.Sequential]:
+    """Networks that cut off the first lines.
 
-
-@settings(max_examples=100)
-@given(network=networks())
-def test_every_unit_of_a_random_network(network: nn.Module) -> None:
-    check(network)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@settings(max_examples=3000)
-@given(network=networks(depth=3))
-def test_every_unit_of_many_random_networks(network: nn.Module) -> None:
-    check(network)
+    Nothing in them pads in front, where zeros would stand for what was cut off.
+    """
+    plain = [part for part in OTHERS if part.name in UNPADDED]
+    parts = st.one_of(unpadded_convolutions(), crops(), st.sampled_from(plain))
+    return networks(parts=parts)

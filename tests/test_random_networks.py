@@ -1,0 +1,153 @@
+"""Random networks: what is measured is what gradients, NaNs, torch's counter and brute force find.
+
+A field is that of the network without borders. A unit that reads the padding of a layer in between
+sees less, so there the gradient may reach less; where the span lies inside the image it must reach
+its ends.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from constrained_cnn.budget import measure_budget, memory_timeline
+from constrained_cnn.errors import TracingError
+from constrained_cnn.graph import Graph, TensorInfo
+from constrained_cnn.receptive_field import Axis, ReceptiveField, measure_receptive_field
+from constrained_cnn.tracing import trace
+from tests.random_networks import SHAPE, cropping_networks, networks
+
+
+def traced(network: nn.Module) -> Graph | None:
+    """Return the graph; None if the image is too small for the network, or its layers too large."""
+    try:
+        graph = trace(network, SHAPE)
+    except TracingError as error:
+        assert "cannot take an input" in str(error)  # noqa: PT017
+        return None
+    largest = max(math.prod(value.shape) for value in graph.values)
+    return graph if largest <= 20_000 and math.prod(graph.values[-1].shape) > 0 else None
+
+
+def measured(graph: Graph) -> ReceptiveField | None:
+    """Return the field; None where branches move at different speeds, so that there is none."""
+    try:
+        return measure_receptive_field(graph)
+    except TracingError as error:
+        assert "depends on the position" in str(error)  # noqa: PT017
+        return None
+
+
+def check(network: nn.Module) -> None:
+    """Check what is said of a network against what it does."""
+    network = network.double().eval()
+    for weights in network.parameters():
+        nn.init.uniform_(weights, 0.5, 1.5)  # no two paths cancel
+    graph = traced(network)
+    assume(graph is not None)
+    assert graph is not None
+    image = (torch.rand(1, *SHAPE, dtype=torch.float64) + 0.5).requires_grad_()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        value = network(image)
+    check_budget(network, graph, counter.get_total_flops() // 2)
+    field = measured(graph)
+    assume(field is not None and value[0, 0].numel() <= 1500)
+    assert field is not None
+    for number, axis in enumerate(field.axes):
+        check_gradients(axis, 2 + number, image, value)
+        check_nan(axis, 2 + number, image, network)
+
+
+def check_budget(network: nn.Module, graph: Graph, macs: int) -> None:
+    """Compare sums with torch's own, and live bytes with a search through all values."""
+    budget = measure_budget(graph)
+    assert budget.macs == macs
+    assert budget.parameters.total == sum(part.numel() for part in network.parameters())
+    assert sum(row.parameters for row in budget.layers) == budget.parameters.total
+    assert sum(row.deployed for row in budget.layers) == budget.parameters.deployed
+    assert sum(row.work.macs for row in budget.layers if row.work) == macs
+    assert memory_timeline(graph).live == tuple(
+        live_bytes(graph, step) for step in range(len(graph.layers))
+    )
+    memory = budget.memory
+    assert memory.saved_for_backward == sum(row.saved for row in budget.layers)
+    given = {graph.values[v].memory for v in graph.inputs}
+    for layer in graph.layers:
+        for made in (graph.values[v] for v in layer.outputs):
+            assert made.memory in given or memory.inference_peak >= size_of(made)
+
+
+def size_of(value: TensorInfo) -> int:
+    return value.elements * {"float32": 4, "float64": 8}[value.dtype]
+
+
+def live_bytes(graph: Graph, step: int) -> int:
+    """Return the bytes of the pieces of memory made by now in which a value is used from now on."""
+    made = {v for layer in graph.layers[: step + 1] for v in layer.outputs} | set(graph.inputs)
+    used = {v for layer in graph.layers[step:] for v in (*layer.sources, *layer.outputs)}
+    pieces = {graph.values[v].memory for v in made & (used | set(graph.outputs))}
+    # A view made later of a piece keeps it alive meanwhile.
+    later = {graph.values[v].memory for v in used | set(graph.outputs)}
+    pieces |= {graph.values[v].memory for v in made} & later
+    pieces -= {graph.values[v].memory for v in graph.inputs}
+    first: dict[int, int] = {}
+    for value in graph.values:
+        first.setdefault(value.memory, size_of(value))
+    return sum(first[piece] for piece in pieces)
+
+
+def check_gradients(axis: Axis, own: int, image: Tensor, value: Tensor) -> None:
+    """Compare the measured span of every unit with its gradient."""
+    others = [a for a in range(4) if a != own]
+    for unit in range(value.shape[own]):
+        (gradient,) = torch.autograd.grad(value.select(own, unit).sum(), image, retain_graph=True)
+        reached = gradient.abs().sum(others).nonzero().flatten().tolist()
+        span = axis.interval(unit)
+        if span is None:
+            assert reached == []
+        elif span[0] >= 0 and span[1] <= image.shape[own] - 1:
+            assert (min(reached), max(reached)) == span
+        else:
+            assert all(span[0] <= position <= span[1] for position in reached)
+
+
+def check_nan(axis: Axis, own: int, image: Tensor, network: nn.Module) -> None:
+    """Compare the span of the middle unit with where a NaN reaches it from."""
+
+    def arrives(positions: list[int]) -> bool:
+        poisoned = image.detach().clone()
+        poisoned.index_fill_(own, torch.tensor(positions, dtype=torch.long), math.nan)
+        return bool(network(poisoned).select(own, unit).isnan().any())
+
+    last = image.shape[own] - 1
+    unit = (axis.units or 1) // 2
+    span = axis.interval(unit)
+    if span is None or span[0] < 0 or span[1] > last:
+        return
+    assert not arrives([p for p in range(last + 1) if not span[0] <= p <= span[1]])
+    assert arrives([span[0]])
+    assert arrives([span[1]])
+
+
+@settings(max_examples=300)
+@given(network=networks())
+def test_random_networks(network: nn.Module) -> None:
+    check(network)
+
+
+@settings(max_examples=80)
+@given(network=cropping_networks())
+def test_random_networks_that_crop(network: nn.Module) -> None:
+    check(network)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=3000)
+@given(network=networks(depth=3))
+def test_many_random_networks(network: nn.Module) -> None:
+    check(network)
