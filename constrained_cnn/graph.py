@@ -17,6 +17,7 @@ __all__ = [
     "Layer",
     "Read",
     "Resample",
+    "Taps",
     "TensorInfo",
     "TrainingLayer",
     "TrainingRun",
@@ -157,16 +158,27 @@ class Resample:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """Units read that no window describes, listed for each unit of the output.
+
+    Attributes:
+        units: For each unit of the output the units of the input that it reads.
+    """
+
+    units: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class AxisRead:
     """How an axis of an output reads one axis of an input.
 
     Attributes:
         axis: The axis of the input.
-        by: The window or resampling; None where unit i reads unit i.
+        by: The window, resampling or list; None where unit i reads unit i.
     """
 
     axis: int
-    by: Window | Resample | None = None
+    by: Window | Resample | Taps | None = None
 
 
 @dataclass(frozen=True)

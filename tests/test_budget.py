@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from independent_networks import CASES, Case
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,6 @@ from constrained_cnn.errors import InvalidInputError, TracingError
 from constrained_cnn.graph import Work
 from constrained_cnn.receptive_field import measure_receptive_field
 from constrained_cnn.tracing import trace
-from tests.independent_networks import CASES, Case
 
 
 class Twice(nn.Module):

@@ -40,7 +40,7 @@ class Living(TorchDispatchMode):
     """The most bytes that live at once, of the tensors that operations made."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._own = {part.untyped_storage().data_ptr() for part in model.parameters()}
         self._made: list[tuple[weakref.ref[Tensor], int, int]] = []

@@ -21,7 +21,12 @@ from constrained_cnn.proof import (
     effective_receptive_field,
     verify_receptive_field,
 )
-from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
+from constrained_cnn.receptive_field import (
+    AxisField,
+    PositionField,
+    ReceptiveField,
+    measure_receptive_field,
+)
 
 
 class Lambda(nn.Module):
@@ -206,8 +211,9 @@ def claimed(field: ReceptiveField, axis: int, wrong: AxisField | None) -> Recept
 def test_wrong_fields_are_caught(name: str, wrong: str) -> None:
     network = NETWORKS[name]
     right = measure_receptive_field(network, SHAPE)
-    assert right.axes[1].field is not None
-    claim = claimed(right, 1, WRONG[wrong](right.axes[1].field))
+    field = right.axes[1].field
+    assert isinstance(field, AxisField)
+    claim = claimed(right, 1, WRONG[wrong](field))
     proof = verify_receptive_field(network, SHAPE, field=claim)
     assert proof.ok is False
     assert {check.axis for check in proof.checks if check.ok is False} == {1}
@@ -241,7 +247,9 @@ def test_what_is_local_is_not_global(name: str) -> None:
 def test_what_is_global_is_not_local() -> None:
     for name in ("squeeze-excite", "instance norm"):
         right = measure_receptive_field(NETWORKS[name], SHAPE)
-        claim = claimed(right, 0, right.axes[0].local)
+        local = right.axes[0].local
+        assert isinstance(local, AxisField)
+        claim = claimed(right, 0, local)
         assert verify_receptive_field(NETWORKS[name], SHAPE, field=claim).ok is False
     pooled = nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     right = measure_receptive_field(pooled, SHAPE, layer="2")
@@ -458,3 +466,14 @@ def test_a_proof_without_failures_does_not_raise() -> None:
     empty = FieldProof("Net", "1: relu", ())
     empty.raise_if_failed()
     assert empty.ok is None
+
+
+def test_fields_that_do_not_move_with_the_unit() -> None:
+    network = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    right = measure_receptive_field(network, SHAPE)
+    assert verify_receptive_field(network, SHAPE).ok is True
+    spans = right.axes[0].field
+    assert isinstance(spans, PositionField)
+    wrong = replace(right.axes[0], field=PositionField((*spans.spans[:-1], (1, 3))))
+    claim = replace(right, axes=(wrong, *right.axes[1:]))
+    assert verify_receptive_field(network, SHAPE, field=claim).ok is False

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from hypothesis import assume, given, settings
+from random_networks import SHAPE, cropping_networks, networks
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +19,6 @@ from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import Graph, TensorInfo
 from constrained_cnn.receptive_field import Axis, ReceptiveField, measure_receptive_field
 from constrained_cnn.tracing import trace
-from tests.random_networks import SHAPE, cropping_networks, networks
 
 
 def traced(network: nn.Module) -> Graph | None:

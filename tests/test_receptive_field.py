@@ -62,7 +62,7 @@ def test_published_sizes(name: str) -> None:
 
 def test_the_source_network_breaks_its_own_rule_at_the_pools() -> None:
     field = measure_receptive_field(models.mnist_12k_source(), (1, 28, 28))
-    sizes = [row.axes[0].size for row in field.layers if row.window is not None]
+    sizes = [row.axes[0].size for row in field.layers if row.windows[0][1] is not None]
     assert sizes == [3, 5, 6, 10, 14, 16, 24, 24, 32]
     assert [row.axes[0].size for row in field.pools] == [5, 14]
     assert [at_pool.axes[0].stage and at_pool.axes[0].stage.size for at_pool in field.pools] == [
@@ -297,18 +297,11 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
             "fixed device",
         ),
         (
-            Lambda(lambda x, a: a(x.roll(1, 2)), conv(1)),
+            Lambda(lambda x, a: a(x.unflatten(2, (4, 2)).mean(3)), conv(1)),
             (1, 8, 8),
             None,
             TracingError,
             "differs from unit to unit",
-        ),
-        (
-            Lambda(lambda x, a: a(x) + F.interpolate(x, size=(6, 6)), conv(1)),
-            (1, 8, 8),
-            None,
-            TracingError,
-            "depends on the position",
         ),
     ],
 )
@@ -317,3 +310,53 @@ def test_what_cannot_be_said(
 ) -> None:
     with pytest.raises(error, match=message):
         measure_receptive_field(network, shape, layer=layer)
+
+
+def aligned(x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
+    y = F.interpolate(down(x), size=x.shape[2:], mode="bilinear", align_corners=True)
+    return up(torch.cat([x, y], 1))
+
+
+def pyramid(x: Tensor, down: nn.Module) -> Tensor:
+    return x + F.interpolate(down(x), size=x.shape[2:])  # from 6 units to 14
+
+
+BY_POSITION = {
+    "aligned corners beside a skip": Lambda(
+        aligned, nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.Conv2d(4, 2, 3)
+    ),
+    "odd sizes": Lambda(pyramid, nn.Conv2d(2, 2, 3, stride=2)),
+    "roll": Lambda(lambda x, a: a(x.roll((1, -2), (2, 3))), conv(2)),
+    "circular padding": nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
+    "cumulated": Lambda(lambda x, a: a(x).cumsum(3), conv(2)),
+    "two branches of different speed": Lambda(
+        lambda x, a, b: a(x)[..., :6, :6] + b(x)[..., :6, :6], conv(2), nn.Conv2d(2, 2, 2, stride=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_POSITION)
+def test_units_whose_fields_do_not_move_with_them(name: str) -> None:
+    network = BY_POSITION[name].double().eval()
+    for weights in network.parameters():
+        nn.init.uniform_(weights, 0.5, 1.5)
+    field = measure_receptive_field(network, (2, 14, 14))
+    assert "place to place" in str(field)
+    image = (torch.rand(1, 2, 14, 14, dtype=torch.float64) + 0.5).requires_grad_()
+    value = network(image)
+    for number, axis in enumerate(field.axes):
+        assert not axis.is_shift_invariant or name == "cumulated"
+        for unit in range(value.shape[2 + number]):
+            (gradient,) = torch.autograd.grad(
+                value.select(2 + number, unit).sum(), image, retain_graph=True
+            )
+            reached = gradient.abs().sum([0, 1, 3 - number]).nonzero().flatten().tolist()
+            low, high = axis.interval(unit) or (0, -1)
+            assert (min(reached), max(reached)) == (max(low, 0), min(high, 13))
+
+
+def test_a_unit_that_is_not_there() -> None:
+    (axis, _) = measure_receptive_field(nn.Conv2d(1, 2, 3), (1, 8, 8)).axes
+    assert not axis.is_clipped(0)
+    with pytest.raises(InvalidInputError, match="unit=6"):
+        axis.interval(6)

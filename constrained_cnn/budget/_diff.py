@@ -17,7 +17,9 @@ SCHEMA = "constrained_cnn.diff/1"
 class Quantities(Protocol):
     """What a budget gives to compare: numbers by name, and numbers of each layer."""
 
-    model: str
+    @property
+    def model(self) -> str:
+        """Name of the model's class."""
 
     def quantities(self) -> dict[str, int]:
         """Return the totals by name."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from constrained_cnn.graph import Graph, Resample
 from constrained_cnn.proof._running import Target, run
-from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
+from constrained_cnn.receptive_field import ReceptiveField, measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span
-from constrained_cnn.receptive_field._flow import places
+from constrained_cnn.receptive_field._flow import Field, places
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scene:
     axis: int
     dim: int | None
     units: int | None
-    field: AxisField | None
+    field: Field | None
     rounded: bool
     where: str = ""
 

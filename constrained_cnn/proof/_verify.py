@@ -17,6 +17,8 @@ from constrained_cnn.proof._running import copy_of, positive
 from constrained_cnn.proof._scene import Scene, scene_of
 from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span
+from constrained_cnn.receptive_field._flow import Field
+from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.tracing import trace
 
 Method = Literal["nan", "gradient"]
@@ -119,7 +121,8 @@ def verify_receptive_field(
       paths cancel, and the gradient of the sum over all channels of the unit is not zero at exactly
       the ends of the interval.
 
-    Along each axis one unit of each phase is tried and one more, so that the jump is proved too.
+    Along each axis one unit of each phase is tried and one more, so that the jump is proved too;
+    where what a unit sees does not move with it, up to 16 units from the first to the last.
     A unit is all units at that index: the other axes are not told apart. The units are in the
     middle; where the image has no room for what they see, a larger one is taken if the network runs
     on it and has the same field there. Otherwise what lies inside the image is compared, and a unit
@@ -162,6 +165,8 @@ def verify_receptive_field(
         chosen = _chosen(units, scene)
         if said.field is None:
             checks += _check_global(scene, chosen)
+        elif isinstance(said.field, PositionField):
+            checks += _check_units(scene, said.field, chosen or _spread(said.units or 0))
         elif scene.dim is None:
             found = scene.seen_by_gradient(None, None)
             note = "the layer has no units along this axis"
@@ -252,7 +257,13 @@ def _enlarged(model: nn.Module, scene: Scene, layer: str | None, field: AxisFiel
     return replace(larger, where=where) if larger.field == scene.field else None
 
 
-def _check_units(scene: Scene, field: AxisField, units: Sequence[int]) -> list[FieldCheck]:
+def _spread(units: int, most: int = 16) -> list[int]:
+    """Return units from the first to the last, evenly spread, at most so many."""
+    count = min(units, most)
+    return sorted({round(i * (units - 1) / max(count - 1, 1)) for i in range(count)})
+
+
+def _check_units(scene: Scene, field: Field, units: Sequence[int]) -> list[FieldCheck]:
     checks: list[FieldCheck] = []
     for unit in units:
         span = field.interval(unit)

@@ -7,5 +7,13 @@ from constrained_cnn.receptive_field._measure import (
     ReceptiveField,
     measure_receptive_field,
 )
+from constrained_cnn.receptive_field._positions import PositionField
 
-__all__ = ["Axis", "AxisField", "LayerField", "ReceptiveField", "measure_receptive_field"]
+__all__ = [
+    "Axis",
+    "AxisField",
+    "LayerField",
+    "PositionField",
+    "ReceptiveField",
+    "measure_receptive_field",
+]

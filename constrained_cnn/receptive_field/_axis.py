@@ -97,7 +97,7 @@ class AxisField:
 
     def hull(self, first: int, last: int) -> Span | None:
         """Return the smallest interval that holds what the units ``first`` to ``last`` see."""
-        return _hull([self.interval(unit) for unit in range(first, last + 1)])
+        return hull_of([self.interval(unit) for unit in range(first, last + 1)])
 
     def window(
         self, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1
@@ -129,7 +129,7 @@ class AxisField:
             taps = range(first, first + kernel * dilation, dilation)
             if self.period == 1:  # spans that move evenly: the outer taps see the outermost
                 taps = range(first, taps[-1] + 1, max(1, taps[-1] - first))
-            return _hull([self.interval(tap) for tap in taps])
+            return hull_of([self.interval(tap) for tap in taps])
 
         period = self.period // math.gcd(self.period, stride)
         return self._from(read, period, stride * period)
@@ -157,7 +157,7 @@ class AxisField:
 
         def read(unit: int) -> Span | None:
             taps = [unit + padding - tap * dilation for tap in range(kernel)]
-            return _hull([self.interval(tap // stride) for tap in taps if tap % stride == 0])
+            return hull_of([self.interval(tap // stride) for tap in taps if tap % stride == 0])
 
         return self._from(read, self.period * stride, self.period)
 
@@ -180,7 +180,7 @@ class AxisField:
         turns = self.period // math.gcd(self.period, slope.numerator)
 
         def read(unit: int) -> Span | None:
-            return _hull([self.interval(tap) for tap in taps(unit)])
+            return hull_of([self.interval(tap) for tap in taps(unit)])
 
         return self._from(read, slope.denominator * turns, slope.numerator * turns)
 
@@ -201,7 +201,7 @@ class AxisField:
                 "unit: their union depends on the position"
             )
         period = math.lcm(self.period, other.period)
-        spans = tuple(_hull([self.interval(i), other.interval(i)]) for i in range(period))
+        spans = tuple(hull_of([self.interval(i), other.interval(i)]) for i in range(period))
         return AxisField(spans, self.advance * (period // self.period))
 
     def _from(self, read: Callable[[int], Span | None], period: int, units: int) -> "AxisField":
@@ -210,7 +210,8 @@ class AxisField:
         return AxisField(spans, self.advance * units // self.period)
 
 
-def _hull(spans: Sequence[Span | None]) -> Span | None:
+def hull_of(spans: Sequence[Span | None]) -> Span | None:
+    """Return the smallest interval that holds all of ``spans``; None if there are none."""
     seen = [span for span in spans if span is not None]
     if not seen:
         return None

@@ -1,14 +1,17 @@
 """Carry fields through a graph: from the input to every value, axis by axis. Without torch."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.graph import Graph, Layer, Read, Resample, Window
+from constrained_cnn.graph import Graph, Layer, Read, Resample, Taps, Window
 from constrained_cnn.receptive_field._axis import AxisField
+from constrained_cnn.receptive_field._positions import PositionField
 
+Field = AxisField | PositionField
 POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp") for n in (1, 2, 3))
 
 
@@ -18,16 +21,17 @@ class Place:
 
     Attributes:
         axis: The value's axis that runs along the image's; None where it is gone.
-        field: What a unit can see; None for all of the axis, whatever its length.
+        field: What a unit can see; None for all of the axis, whatever its length. Where it does not
+            move with the unit it is listed unit by unit.
         local: The same, scales and gates left out: squeeze-excite, norms over positions.
         stage: The same, counted from the last pool; None too where branches differ in it.
         problem: Why it cannot be said; empty if it can.
     """
 
     axis: int | None
-    field: AxisField | None
-    local: AxisField | None
-    stage: AxisField | None
+    field: Field | None
+    local: Field | None
+    stage: Field | None
     problem: str = ""
 
 
@@ -42,17 +46,19 @@ def places(graph: Graph) -> list[Places]:
     found[graph.inputs[0]] = tuple(Place(axis, start, start, start) for axis in range(2, ndim))
     for layer in graph.layers:
         for output, reads in zip(layer.outputs, layer.reads, strict=True):
-            found[output] = tuple(
-                _meet(layer, [_follow(layer, _of(found, read)[image], read) for read in reads])
-                for image in range(ndim - 2)
-            )
+            shape = graph.values[output].shape
+            # What depends on another input alone has no place in this image.
+            placed = [(read, found[read.value]) for read in reads if found[read.value]]
+            if placed:
+                found[output] = tuple(
+                    _meet(
+                        layer,
+                        [_follow(layer, of[image], read, shape) for read, of in placed if of],
+                        shape,
+                    )
+                    for image in range(ndim - 2)
+                )
     return [place or () for place in found]
-
-
-def _of(found: Sequence[Places | None], read: Read) -> Places:
-    value = found[read.value]
-    assert value is not None  # a graph lists its layers in the order they ran
-    return value
 
 
 @dataclass(frozen=True)
@@ -68,29 +74,36 @@ class _Arrival:
     aside: bool
 
 
-def _follow(layer: Layer, place: Place, read: Read) -> _Arrival:
-    """Return what a read makes of a place."""
+def _follow(layer: Layer, place: Place, read: Read, shape: Sequence[int]) -> _Arrival:
+    """Return what a read makes of a place; ``shape`` is that of the output."""
     if place.axis is None:  # all of the axis went into it before: it can only scale or shift
         return _Arrival(place, aside=True)
     for axis, source in enumerate(read.axes):
         if source is not None and source.axis == place.axis:
-            moved = _moved(place, source.by)
+            moved = _moved(place, source.by, shape[axis])
             return _Arrival(replace(moved, axis=axis), read.gate)
     if place.axis in read.unplaced and place.field is not None:
         problem = place.problem or (
             f"{layer.name} reads along the image in a way that differs from unit to unit"
+            if layer.known
+            else f"nobody has described what {layer.name} reads"
         )
         return _Arrival(Place(None, None, None, None, problem), read.gate)
     return _Arrival(Place(None, None, None, None, place.problem), read.gate)
 
 
-def _moved(place: Place, by: Window | Resample | None) -> Place:
+def _moved(place: Place, by: Window | Resample | Taps | None, units: int) -> Place:
     if by is None:
         return place
-    step = _step(by)
-    field, local, stage = (
-        None if part is None else step(part) for part in (place.field, place.local, place.stage)
-    )
+
+    def step(field: Field | None) -> Field | None:
+        if field is None:
+            return None
+        if isinstance(field, AxisField) and not isinstance(by, Taps):
+            return _step(by)(field)
+        return PositionField.reading(field, _listed(by), units)
+
+    field, local, stage = map(step, (place.field, place.local, place.stage))
     return Place(place.axis, field, local, stage, place.problem)
 
 
@@ -101,6 +114,23 @@ def _step(by: Window | Resample) -> Callable[[AxisField], AxisField]:
     return lambda field: move(
         field, by.kernel, stride=by.stride, padding=by.padding, dilation=by.dilation
     )
+
+
+def _listed(by: Window | Resample | Taps) -> Callable[[int], Sequence[int]]:
+    """Return which units a unit reads."""
+    if isinstance(by, Resample):
+        return _taps(by)
+    if isinstance(by, Taps):
+        return lambda unit: by.units[unit]
+
+    def taps(unit: int) -> Sequence[int]:
+        if not by.transposed:
+            first = unit * by.stride - by.padding
+            return range(first, first + by.kernel * by.dilation, by.dilation)
+        reach = [unit + by.padding - tap * by.dilation for tap in range(by.kernel)]
+        return [tap // by.stride for tap in reach if tap % by.stride == 0]
+
+    return taps
 
 
 def _taps(by: Resample) -> Callable[[int], Sequence[int]]:
@@ -130,8 +160,8 @@ def _taps(by: Resample) -> Callable[[int], Sequence[int]]:
             raise InvalidInputError(f"kind={kind!r}: is no way to resample that is known")
 
 
-def _meet(layer: Layer, arrivals: Sequence[_Arrival]) -> Place:
-    """Return the place of an output from all that it reads."""
+def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Place:
+    """Return the place of an output of this shape from all that it reads."""
     axes = [arrival.place.axis for arrival in arrivals if arrival.place.axis is not None]
     axis = axes[0] if axes else None
     if len(set(axes)) > 1:  # unit i of the one axis meets every unit of the other
@@ -139,15 +169,11 @@ def _meet(layer: Layer, arrivals: Sequence[_Arrival]) -> Place:
     there = [arrival.place for arrival in arrivals]
     main = [arrival.place for arrival in arrivals if not arrival.aside]
     problem = next((place.problem for place in there if place.problem), "")
-    try:
-        field = _union([place.field for place in there])
-        local = _union([place.local for place in main])
-    except InvalidInputError as error:
-        field = local = None
-        problem = problem or f"{layer.name}: {error}"
-    try:
-        stage = _union([place.stage for place in main])
-    except InvalidInputError:  # of two branches only one went through a pool: there are no stages
+    units = 0 if axis is None else shape[axis]
+    field = _union([place.field for place in there], units)
+    local = _union([place.local for place in main], units)
+    stage = _union([place.stage for place in main], units)
+    if isinstance(stage, PositionField):  # of two branches only one went through a pool
         stage = None
     if layer.op in POOLS and stage is not None:
         stage = AxisField()
@@ -159,11 +185,12 @@ def _lost(place: Place, axis: int | None) -> Place:
     return place if place.axis == axis else Place(None, None, None, None, place.problem)
 
 
-def _union(fields: Sequence[AxisField | None]) -> AxisField | None:
+def _union(fields: Sequence[Field | None], units: int) -> Field | None:
     """Return the union; None, which is everything, if any of them is, or there are none."""
-    whole: AxisField | None = None
-    for field in fields:
-        if field is None:
-            return None
-        whole = field if whole is None else whole.union(field)
-    return whole
+    known = [field for field in fields if field is not None]
+    if not known or len(known) < len(fields):
+        return None
+    regular = [field for field in known if isinstance(field, AxisField)]
+    if len(regular) < len(known) or len({field.jump for field in regular}) > 1:
+        return PositionField.joining(known, units)
+    return functools.reduce(AxisField.union, regular)

@@ -1,16 +1,26 @@
 """The receptive field of a network and of each of its layers."""
 
+import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from constrained_cnn.errors import InvalidInputError, TracingError
-from constrained_cnn.graph import Graph, Layer, Window
-from constrained_cnn.receptive_field._axis import AxisField, Span
-from constrained_cnn.receptive_field._flow import POOLS, Place, Places, places
+from constrained_cnn.errors import InvalidInputError, TracingError, check_integer
+from constrained_cnn.graph import Graph, Layer, Read, Window
+from constrained_cnn.receptive_field._axis import Span
+from constrained_cnn.receptive_field._flow import POOLS, Field, Place, Places, places
+from constrained_cnn.receptive_field._positions import PositionField
+from constrained_cnn.table import Table
 from constrained_cnn.tracing import trace
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+SCHEMA = "constrained_cnn.receptive_field/1"
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,8 @@ class Axis:
     """What the units of a layer see of one axis of the image.
 
     Attributes:
-        field: The map from units to input positions; None where a unit depends on all of the axis,
+        field: The map from units to input positions: one that moves with the unit, or, where there
+            is none, a list for this input size. None where a unit depends on all of the axis,
             whatever its length.
         local: The same with scales and gates left out (squeeze-excite, norms over positions).
         stage: The same, counted in cells from the last pool; None where branches differ in it.
@@ -26,9 +37,9 @@ class Axis:
         units: Units of the layer; None where the axis is gone.
     """
 
-    field: AxisField | None
-    local: AxisField | None
-    stage: AxisField | None
+    field: Field | None
+    local: Field | None
+    stage: Field | None
     length: int
     units: int | None
 
@@ -36,6 +47,11 @@ class Axis:
     def is_global(self) -> bool:
         """Whether a unit depends on the whole axis at every input size."""
         return self.field is None
+
+    @property
+    def is_shift_invariant(self) -> bool:
+        """Whether the interval moves with the unit; if not, each unit has its own."""
+        return not isinstance(self.field, PositionField)
 
     @property
     def size(self) -> int:
@@ -47,12 +63,12 @@ class Axis:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The size for each phase."""
+        """The size for each phase; for each unit where it does not move with the unit."""
         return (self.length,) if self.field is None else self.field.sizes
 
     @property
     def jump(self) -> Fraction | None:
-        """Input positions between neighbouring units; None where it is global."""
+        """Input positions between neighbouring units; None where it is global or differs."""
         return None if self.field is None else self.field.jump
 
     @property
@@ -61,8 +77,18 @@ class Axis:
         return 0 if self.field is None else self.field.start
 
     def interval(self, unit: int) -> Span | None:
-        """Return the first and last position that ``unit`` sees; None if it sees nothing."""
+        """Return the first and last position that ``unit`` sees; None if it sees nothing.
+
+        Raises:
+            InvalidInputError: If there is no such unit.
+        """
+        check_integer("unit", unit, minimum=0, maximum=(self.units or 1) - 1)
         return (0, self.length - 1) if self.field is None else self.field.interval(unit)
+
+    def is_clipped(self, unit: int) -> bool:
+        """Return whether ``unit`` reaches over the border of the image, into padding."""
+        span = self.interval(unit)
+        return span is not None and (span[0] < 0 or span[1] >= self.length)
 
     @property
     def sees_all(self) -> bool:
@@ -82,21 +108,32 @@ class LayerField:
         path: Path of its module.
         op: The operation.
         axes: One for each axis of the image.
-        window: The window it slides along the first axis; None if it slides none.
-        n_in: Units of the first axis before it.
+        windows: For each axis the units before it and the window it slides along them; None for
+            either where there is none.
         problem: Why it cannot be said what a unit sees; empty if it can.
+        growth: For each axis by how many positions it sees more than the largest of what it reads;
+            None where it is global.
     """
 
     name: str
     path: str
     op: str
     axes: tuple[Axis, ...]
-    window: Window | None = None
-    n_in: int | None = None
+    windows: tuple[tuple[int | None, Window | None], ...] = ()
     problem: str = ""
+    growth: tuple[int | None, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether it slides a window, or sees other than what it reads."""
+        slides = any(window is not None for _, window in self.windows)
+        return slides or any(more != 0 for more in self.growth)
 
 
-@dataclass(frozen=True)
+_SHEET = ("<layer", "n_in", "k", "p", "s", "d", "n_out", "jump", "r")
+
+
+@dataclass(frozen=True, repr=False)
 class ReceptiveField:
     """What the units of a network see.
 
@@ -134,24 +171,141 @@ class ReceptiveField:
                 return row.name
         return None
 
+    def table(self) -> Table:
+        """Return a row for each layer that slides a window or sees more than what it reads.
+
+        Where the axes differ their numbers stand as ``3 x 5``, phases of one axis as ``2 / 3``.
+        """
+        columns = ("<layer", "units", "size", "grows by", "jump", "start", "stage", "<")
+        rows = []
+        for row in self.layers:
+            if row.problem or not row.changes:
+                continue
+            stage = [axis.stage for axis in row.axes]
+            rows.append(
+                (
+                    row.name,
+                    _across([axis.units for axis in row.axes]),
+                    _across([_sizes(axis) for axis in row.axes]),
+                    _across(row.growth),
+                    _across([axis.jump for axis in row.axes]),
+                    _across([None if axis.is_global else axis.start for axis in row.axes]),
+                    _across([None if field is None else field.size for field in stage]),
+                    _remark(row.axes),
+                )
+            )
+        shape = " x ".join(map(str, self.input_shape))
+        return Table(columns, tuple(rows), title=f"{self.model} on {shape}")
+
+    def sheet(self, axis: int = 0) -> Table:
+        """Return the sheet people keep by hand, for one axis: a row for each window.
+
+        Args:
+            axis: Number of the image's axis.
+
+        Raises:
+            InvalidInputError: If there is no such axis.
+        """
+        check_integer("axis", axis, minimum=0, maximum=len(self.axes) - 1)
+        rows = []
+        for row, (n_in, window) in zip(self.layers, self._windows(axis), strict=True):
+            if window is None or row.problem:
+                continue
+            numbers = (n_in, window.kernel, window.padding, window.stride, window.dilation)
+            at = row.axes[axis]
+            rows.append((row.name, *map(str, (*numbers, at.units, at.jump)), _sizes(at)))
+        return Table(_SHEET, tuple(rows))
+
+    def _windows(self, axis: int) -> list[tuple[int | None, Window | None]]:
+        return [row.windows[axis] if row.windows else (None, None) for row in self.layers]
+
+    def __repr__(self) -> str:
+        return f"ReceptiveField({self})"
+
     def __str__(self) -> str:
         where = "; ".join(_say(axis) for axis in self.axes)
         return f"{self.model} at {self.layer}: {where}"
 
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        yield self.table()
+        yield str(self)
+
+    def _repr_html_(self) -> str:
+        return f"{self.table().to_html()}<p>{html.escape(str(self))}</p>"
+
     def to_markdown(self) -> str:
-        """Return the sheet people keep by hand, for the first axis: one row for each window."""
-        rows: list[tuple[str, ...]] = [
-            ("layer", "n_in", "k", "p", "s", "d", "n_out", "jump", "r"),
-            ("---",) * 9,
-        ]
-        for row in self.layers:
-            if row.window is None or row.problem:
-                continue
-            window, axis = row.window, row.axes[0]
-            size = "all" if axis.is_global else " / ".join(map(str, axis.sizes))
-            numbers = (row.n_in, window.kernel, window.padding, window.stride, window.dilation)
-            rows.append((row.name, *map(str, numbers), str(axis.units), str(axis.jump), size))
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+        """Return :meth:`sheet` for the first axis, in Markdown."""
+        return self.sheet().to_markdown()
+
+    def to_csv(self) -> str:
+        """Return :meth:`sheet` for the first axis, as CSV."""
+        return self.sheet().to_csv()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, with the version of the schema; fractions as text."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "input_shape": list(self.input_shape),
+            "layer": self.layer,
+            "axes": [_axis_as_data(axis) for axis in self.axes],
+            "first_to_see_all": self.first_to_see_all,
+            "layers": [
+                {
+                    "name": row.name,
+                    "path": row.path,
+                    "op": row.op,
+                    "axes": [_axis_as_data(axis) for axis in row.axes],
+                    "growth": list(row.growth),
+                    "problem": row.problem,
+                }
+                for row in self.layers
+            ],
+        }
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+
+def _axis_as_data(axis: Axis) -> dict[str, Any]:
+    return {
+        "size": axis.size,
+        "sizes": list(axis.sizes),
+        "jump": None if axis.jump is None else str(axis.jump),
+        "start": axis.start,
+        "units": axis.units,
+        "length": axis.length,
+        "global": axis.is_global,
+        "shift_invariant": axis.is_shift_invariant,
+        "local_size": None if axis.local is None else axis.local.size,
+        "stage_size": None if axis.stage is None else axis.stage.size,
+    }
+
+
+def _across(values: Sequence[Any]) -> str:
+    """Return what is said of the axes: once if they agree."""
+    said = ["-" if value is None else str(value) for value in values]
+    return said[0] if len(set(said)) == 1 else " x ".join(said)
+
+
+def _sizes(axis: Axis) -> str:
+    if axis.is_global:
+        return "all"
+    sizes = axis.sizes
+    if not axis.is_shift_invariant:
+        least, most = min(sizes, default=0), max(sizes, default=0)
+        return str(most) if least == most else f"{least} to {most}"
+    return str(sizes[0]) if len(set(sizes)) == 1 else " / ".join(map(str, sizes))
+
+
+def _remark(axes: Sequence[Axis]) -> str:
+    if not all(axis.is_shift_invariant for axis in axes):
+        return "differs from place to place"
+    if any(axis.is_global for axis in axes):
+        local = [None if axis.local is None else axis.local.size for axis in axes]
+        return "" if set(local) == {None} else f"{_across(local)} with gates left out"
+    return "sees all" if all(axis.sees_all for axis in axes) else ""
 
 
 def measure_receptive_field(
@@ -243,15 +397,28 @@ def _last_spatial(graph: Graph, found: Sequence[Places]) -> int:
 
 def _row(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:
     value = layer.outputs[0]
-    window, n_in = None, None
-    for read in layer.reads[0]:
-        before = found[read.value][0].axis
-        for source in read.axes:
-            if source is not None and source.axis == before and isinstance(source.by, Window):
-                window, n_in = source.by, graph.values[read.value].shape[source.axis]
+    reads = [read for read in layer.reads[0] if found[read.value]]
     problem = next((place.problem for place in found[value] if place.problem), "")
     axes = _axes(graph, value, found[value])
-    return LayerField(layer.name, layer.path, layer.op, axes, window, n_in, problem)
+    growth = []
+    for number, axis in enumerate(axes):
+        before = [found[read.value][number].field for read in reads]
+        sizes = [field.size for field in before if field is not None]
+        growth.append(None if axis.field is None else axis.field.size - max(sizes, default=0))
+    windows = tuple(_window(graph, reads, found, number) for number in range(len(axes)))
+    return LayerField(layer.name, layer.path, layer.op, axes, windows, problem, tuple(growth))
+
+
+def _window(
+    graph: Graph, reads: Sequence[Read], found: Sequence[Places], number: int
+) -> tuple[int | None, Window | None]:
+    """Return the units before a layer along an axis of the image, and its window."""
+    for read in reads:
+        before = found[read.value][number].axis
+        for source in read.axes:
+            if source is not None and source.axis == before and isinstance(source.by, Window):
+                return graph.values[read.value].shape[source.axis], source.by
+    return None, None
 
 
 def _axes(graph: Graph, value: int, of: Sequence[Place]) -> tuple[Axis, ...]:
@@ -273,5 +440,6 @@ def _say(axis: Axis) -> str:
     if axis.is_global:
         local = "" if axis.local is None else f", {axis.local.size} with gates left out"
         return f"all {axis.length}{local}"
-    sizes = " / ".join(map(str, axis.sizes))
-    return f"{sizes} of {axis.length}, jump {axis.jump}, start {axis.start}"
+    if not axis.is_shift_invariant:
+        return f"{_sizes(axis)} of {axis.length}, differs from place to place"
+    return f"{_sizes(axis)} of {axis.length}, jump {axis.jump}, start {axis.start}"

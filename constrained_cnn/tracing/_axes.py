@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from constrained_cnn.graph import AxisRead, Read, Resample, Window
+from constrained_cnn.graph import AxisRead, Read, Resample, Taps, Window
 from constrained_cnn.tracing._call import Call, Reads, kept
 
 
@@ -146,16 +146,17 @@ def indexing(call: Call) -> Reads:
 
 
 def padding(call: Call) -> Reads:
-    """Move the start; a circular pad is not placed."""
+    """Move the start; a circular pad reads round the ends."""
     x, amounts = call.get(0, "input"), list(call.get(1, "pad"))
+    circular = call.get(2, "mode", "constant") == "circular"
     axes = kept(x)
-    padded = [(x.ndim - 1 - i // 2, amounts[i]) for i in range(0, len(amounts), 2)]
-    if call.get(2, "mode", "constant") == "circular":
-        return (
-            call.read(x, kept(x, whole=[a for a, _ in padded]), unplaced=[a for a, _ in padded]),
-        )
-    for axis, amount in padded:
-        axes[axis] = AxisRead(axis, Window(padding=amount))
+    for i in range(0, len(amounts), 2):
+        axis, size = x.ndim - 1 - i // 2, x.shape[x.ndim - 1 - i // 2]
+        if circular:
+            units = range(-amounts[i], size + amounts[i + 1])
+            axes[axis] = AxisRead(axis, Taps(tuple((unit % size,) for unit in units)))
+        else:
+            axes[axis] = AxisRead(axis, Window(padding=amounts[i]))
     return (call.read(x, axes),)
 
 
@@ -171,11 +172,16 @@ def flip(call: Call) -> Reads:
 
 
 def rolled(call: Call) -> Reads:
-    """Units move round an axis; not placed."""
-    x, axes = call.get(0, "input"), call.get(2, "dims")
-    moved = range(x.ndim) if axes is None else [axes] if isinstance(axes, int) else axes
-    moved = [axis % x.ndim for axis in moved]
-    return (call.read(x, kept(x, whole=moved), unplaced=moved),)
+    """Units move round an axis."""
+    x, shifts, dims = call.get(0, "input"), call.get(1, "shifts"), call.get(2, "dims")
+    if dims is None or dims == ():  # over all axes as if they were one
+        return (call.read(x, [None] * x.ndim, unplaced=range(x.ndim)),)
+    shifts, dims = ([one] if isinstance(one, int) else list(one) for one in (shifts, dims))
+    axes = kept(x)
+    for shift, axis in zip(shifts, (axis % x.ndim for axis in dims), strict=True):
+        size = x.shape[axis]
+        axes[axis] = AxisRead(axis, Taps(tuple(((unit - shift) % size,) for unit in range(size))))
+    return (call.read(x, axes),)
 
 
 def repeated(call: Call) -> Reads:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import AxisRead, Read, Window
+from constrained_cnn.graph import AxisRead, Read, Taps, Window
 from constrained_cnn.tracing._call import Call, Reads, elementwise, kept, tensors
 
 
@@ -191,7 +191,9 @@ def cumulated(call: Call) -> Reads:
     """Each unit reads itself and all before it."""
     x = call.input
     axis = call.get(1, "dim") % x.ndim
-    return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
+    axes = kept(x)
+    axes[axis] = AxisRead(axis, Taps(tuple((0, unit) for unit in range(x.shape[axis]))))
+    return (call.read(x, axes),)
 
 
 def embedding(call: Call) -> Reads:
