@@ -85,15 +85,19 @@ parts = st.one_of(
 
 
 class Branches(nn.Module):
-    """Two branches, filled up to the same size, and added or put side by side."""
+    """Two branches, brought to the same size, and added or put side by side."""
 
-    def __init__(self, one: nn.Module, other: nn.Module, *, side_by_side: bool) -> None:
+    def __init__(
+        self, one: nn.Module, other: nn.Module, *, side_by_side: bool, filled: bool
+    ) -> None:
         super().__init__()
-        self.one, self.other, self.side_by_side = one, other, side_by_side
+        self.one, self.other = one, other
+        self.side_by_side, self.filled = side_by_side, filled
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.one(x), self.other(x)
-        height, width = (max(a.shape[i], b.shape[i]) for i in (2, 3))
+        choose = max if self.filled else min
+        height, width = (choose(a.shape[i], b.shape[i]) for i in (2, 3))
         a, b = (F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2])) for y in (a, b))
         if not self.side_by_side:
             return a + b
@@ -103,13 +107,14 @@ class Branches(nn.Module):
 
 @st.composite
 def networks(
-    draw: st.DrawFn, depth: int = 2, parts: st.SearchStrategy[Part] = parts
+    draw: st.DrawFn, depth: int = 2, parts: st.SearchStrategy[Part] = parts, filled: bool = True
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(draw(st.integers(1, 3))):
         if depth and draw(st.booleans()):
-            one, other = draw(networks(depth - 1, parts)), draw(networks(depth - 1, parts))
-            layers.append(Branches(one, other, side_by_side=draw(st.booleans())))
+            one, other = (draw(networks(depth - 1, parts, filled)) for _ in range(2))
+            side_by_side = draw(st.booleans())
+            layers.append(Branches(one, other, side_by_side=side_by_side, filled=filled))
         else:
             layers.append(draw(parts).make())
     return nn.Sequential(*layers)
@@ -137,8 +142,9 @@ def crops(draw: st.DrawFn) -> Part:
 def cropping_networks() -> st.SearchStrategy[nn.Sequential]:
     """Networks that cut off the first lines.
 
-    Nothing in them pads in front, where zeros would stand for what was cut off.
+    Nothing in them pads, where zeros would stand for what was cut off; the larger of two branches
+    is cut to the smaller.
     """
     plain = [part for part in OTHERS if part.name in UNPADDED]
     parts = st.one_of(unpadded_convolutions(), crops(), st.sampled_from(plain))
-    return networks(parts=parts)
+    return networks(parts=parts, filled=False)

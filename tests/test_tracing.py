@@ -9,9 +9,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from constrained_cnn import models
+from constrained_cnn import blocks, models
 from constrained_cnn.errors import InvalidInputError, TracingError
-from constrained_cnn.tracing import trace
+from constrained_cnn.graph import AxisRead, Work
+from constrained_cnn.receptive_field import measure_receptive_field
+from constrained_cnn.tracing import Call, _rules, elementwise, register_op, trace
 from constrained_cnn.tracing._axes import groups
 
 
@@ -140,15 +142,6 @@ def test_an_error_names_the_module() -> None:
     with pytest.raises(TracingError, match=r"'fft_fft2' in module '1.0' of Sequential"):
         trace(nn.Sequential(nn.ReLU(), nn.Sequential(Inner())), (1, 8, 8))
 
-    class Writes(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            x = x.clone()
-            x[:, :, 0] = 1
-            return x
-
-    with pytest.raises(TracingError, match="writes into part of a tensor"):
-        trace(Writes(), (1, 8, 8))
-
 
 class _Double(torch.autograd.Function):
     @staticmethod
@@ -167,15 +160,53 @@ def test_a_function_of_ones_own_is_followed_inside() -> None:
     assert {read.value for read in graph.layers[-1].reads[0]} == {0, graph.layers[2].outputs[0]}
 
 
-def test_what_comes_from_nowhere_is_noticed() -> None:
+class Writes(nn.Module):
+    """Writes into part of a tensor, which the first front end cannot look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros(x.shape[0], 2, 6, 7)  # says no device
+        y[..., 1:] = self.inner(x)
+        return y
+
+
+def test_what_one_front_end_cannot_trace_the_next_does() -> None:
+    graph = trace(Writes(), (1, 8, 8))
+    assert [(layer.op, layer.path) for layer in graph.layers] == [
+        ("conv2d", "inner.0"),
+        ("relu", "inner.1"),
+        ("copy", ""),
+        ("slice_scatter", ""),
+    ]
+    assert graph.values[graph.value_of("inner")].shape == (1, 2, 6, 6)
+    assert [graph.weights[number].name for number in graph.layers[0].weights] == [
+        "inner.0.weight",
+        "inner.0.bias",
+    ]
+    assert [layer.op for layer in graph.training.layers][:2] == ["conv2d", "relu"]
+
+
+def test_a_tensor_from_outside() -> None:
     outside = torch.zeros(1, device="meta")
 
     class Smuggler(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + outside
 
-    with pytest.raises(TracingError, match="no operation seen here made"):
-        trace(Smuggler(), (1, 8, 8))
+    assert ops(Smuggler(), (1, 8, 8)) == ["add"]
+
+
+def test_what_none_can_trace_is_said_in_one_error() -> None:
+    class Odd(Writes):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft2(super().forward(x))
+
+    both = r"'setitem' in Odd writes.*\. torch\.export .*'fft_fft2'"
+    with pytest.raises(TracingError, match=both):
+        trace(Odd(), (1, 8, 8))
 
 
 def test_an_output_that_does_not_depend_on_the_input() -> None:
@@ -200,3 +231,141 @@ def test_axes_that_belong_together(
     before: tuple[int, ...], after: tuple[int, ...], found: list[tuple[list[int], list[int]]]
 ) -> None:
     assert groups(before, after) == found
+
+
+def test_settings_are_the_arguments_by_name() -> None:
+    class Calls(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, x.new_ones(2, 1, 3, 1), None, 2, (1, 0))
+            return F.dropout(F.max_pool2d(x, 2, stride=1), 0.069, self.training)
+
+    graph = trace(Calls(), (1, 8, 8))
+    conv, pool, drop = (dict(layer.settings) for layer in graph.layers)
+    assert conv == {"bias": None, "stride": 2, "padding": (1, 0), "kernel_size": (3, 1)}
+    assert (pool["kernel_size"], pool["stride"]) == (2, 1)
+    assert (drop["p"], drop["training"]) == (0.069, False)
+    trained = graph.training.layers[-1]
+    assert (trained.op, trained.settings["p"], trained.settings["training"]) == (
+        "dropout",
+        0.069,
+        True,
+    )
+
+
+def test_what_runs_in_training_only() -> None:
+    class Deep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout2d(x, 0.3) if self.training else x * 1
+
+    graph = trace(Deep(), (1, 8, 8))
+    assert [layer.op for layer in graph.layers] == ["mul"]
+    assert [(run.op, run.settings["p"]) for run in graph.training.layers] == [("dropout2d", 0.3)]
+    norm = trace(nn.Sequential(nn.BatchNorm2d(1)), (1, 8, 8))
+    assert norm.layers[0].settings["training"] is False
+    assert norm.training.layers[0].settings["training"] is True
+
+
+def test_our_fast_modules_are_one_operation() -> None:
+    net = nn.Sequential(blocks.Dropout(0.069), blocks.MaxPool2d(2)).train()
+    graph = trace(net, (1, 8, 8))
+    assert [layer.op for layer in graph.layers] == ["dropout", "max_pool2d"]
+    drop, pool = graph.training.layers
+    assert (drop.op, drop.settings["p"], drop.settings["training"]) == ("dropout", 0.069, True)
+    assert (pool.op, pool.settings["kernel_size"]) == ("max_pool2d", 2)
+
+
+@pytest.fixture
+def _table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget afterwards what was registered."""
+    monkeypatch.setattr(_rules, "_REGISTERED", dict(_rules._REGISTERED))
+
+
+class Fft(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x).real.contiguous()
+
+
+@pytest.mark.usefixtures("_table")
+def test_an_operation_that_is_described() -> None:
+    def reads(call: Call) -> Any:
+        return (call.read(call.input, [AxisRead(0), AxisRead(1), None, None]),)
+
+    def work(call: Call) -> Work:
+        return Work(macs=7 * call.output.numel())
+
+    with pytest.raises(TracingError, match="register_op"):
+        trace(Fft(), (1, 8, 8))
+    register_op("fft_fft2", reads=reads, work=work)
+    register_op("real", like="neg")
+    graph = trace(Fft(), (1, 8, 8))
+    assert [layer.op for layer in graph.layers] == ["fft_fft2", "real", "contiguous"]
+    assert graph.layers[0].work == Work(macs=7 * 64)
+    assert measure_receptive_field(graph, layer="contiguous").axes[0].is_global
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "message"),
+    [
+        ("conv2d", {"like": "relu"}, "described by the library"),
+        ("mine", {"like": "rellu"}, "did you mean 'relu'"),
+        ("mine", {}, "must be functions"),
+        ("mine", {"reads": elementwise}, "must be functions"),
+        ("", {"like": "relu"}, "name of an operation"),
+    ],
+)
+def test_what_cannot_be_registered(op: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        register_op(op, **options)
+
+
+@torch.library.custom_op("constrained_cnn_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.mark.usefixtures("_table")
+def test_an_operation_of_a_library() -> None:
+    class Uses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.constrained_cnn_tests.doubled(x)
+
+    with pytest.raises(TracingError, match="'constrained_cnn_tests::doubled'"):
+        trace(Uses(), (1, 8, 8))
+    register_op("constrained_cnn_tests::doubled", like="mul")
+    assert ops(Uses(), (1, 8, 8)) == ["constrained_cnn_tests::doubled"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either"),
+        ({"input_shape": (1, 8, 8), "inputs": [(1, 8, 8)]}, "give either"),
+        ({"inputs": (1, 8, 8)}, "must hold a shape"),
+        ({"inputs": 3}, "must be a list"),
+        ({"inputs": []}, "must hold a shape"),
+        ({"input_shape": (1, 8, 8), "strict": "no"}, "strict='no'"),
+    ],
+)
+def test_inputs_that_say_nothing(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        trace(nn.ReLU(), **options)
+
+
+def test_a_field_is_that_of_the_first_input() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 5, padding=1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.one(x) + self.two(y)
+
+    graph = trace(Two(), inputs=[(1, 9, 9), (1, 9, 9)])
+    field = measure_receptive_field(graph)
+    assert [axis.size for axis in field.axes] == [3, 3]
+    assert [row.name for row in field.layers] == ["one: conv2d", "add"]

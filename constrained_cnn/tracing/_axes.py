@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+from torch import Tensor
+
 from constrained_cnn.graph import AxisRead, Read, Resample, Taps, Window
 from constrained_cnn.tracing._call import Call, Reads, kept
 
@@ -227,3 +229,61 @@ def selected(call: Call) -> Reads:
     x = call.input
     axis = call.get(1, "dim") % x.ndim
     return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
+
+
+def sliced(call: Call) -> Reads:
+    """A run of units with a step, as ``torch.export`` writes it."""
+    x, axis, start, _, step = _slice_of(call, first=1)
+    axes = kept(x)
+    if (start, step) != (0, 1):
+        axes[axis] = AxisRead(axis, Window(stride=step, padding=-start))
+    return (call.read(x, axes),)
+
+
+def scattered(call: Call) -> Reads:
+    """A tensor with a run of its units replaced by another's."""
+    x, source = call.get(0, "input"), call.get(1, "src")
+    if call.op == "select_scatter":
+        axis = call.get(2, "dim") % x.ndim
+        start = call.get(3, "index") % x.shape[axis]
+        end, step = start + 1, 1
+    else:
+        _, axis, start, end, step = _slice_of(call, first=2)
+    units = range(x.shape[axis])
+    replaced = range(start, end, step)
+    old, new = kept(x), kept(x)
+    if len(replaced) == len(units):
+        return (_written(call, source, new, axis),)
+    old[axis] = AxisRead(axis, Taps(tuple(() if u in replaced else (u,) for u in units)))
+    if call.read(x, old):
+        taps = (((u - start) // step,) if u in replaced else () for u in units)
+        new[axis] = AxisRead(axis, Taps(tuple(taps)))
+    elif (start, step) != (0, 1):  # into a constant, as padding is
+        new[axis] = AxisRead(axis, Window(1, step, -start, transposed=True))
+    return ((*call.read(x, old), *_written(call, source, new, axis)),)
+
+
+def _written(
+    call: Call, source: Tensor, axes: list[AxisRead | None], axis: int
+) -> tuple[Read, ...]:
+    """Return a read of what is written; a single selected unit lacks its axis."""
+    if call.op == "select_scatter":
+        ahead = [AxisRead(i) for i in range(axis)]
+        behind = [AxisRead(i) for i in range(axis, source.ndim)]
+        return call.read(source, [*ahead, None, *behind])
+    return call.read(source, axes)
+
+
+def copied(call: Call) -> Reads:
+    """What is copied into a tensor replaces all of it."""
+    return (call.broadcast(call.get(1, "src")),)
+
+
+def _slice_of(call: Call, *, first: int) -> tuple[Tensor, int, int, int, int]:
+    """Return the tensor, axis, start, end and step of a slice whose axis is argument ``first``."""
+    x = call.get(0, "input")
+    axis = call.get(first, "dim", 0) % x.ndim
+    bounds = [call.get(first + i, name) for i, name in ((1, "start"), (2, "end"))]
+    step = call.get(first + 3, "step", 1)
+    start, end, _ = slice(*bounds).indices(x.shape[axis])
+    return x, axis, start, end, step

@@ -14,14 +14,26 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import Layer, Read, TensorInfo, TrainingLayer, TrainingRun
 from constrained_cnn.tracing._call import Call, Reads, tensors
-from constrained_cnn.tracing._rules import PRODUCTS, REFERENCES, SOURCES, Operation, find
+from constrained_cnn.tracing._rules import (
+    OVERWRITERS,
+    PRODUCTS,
+    REFERENCES,
+    SOURCES,
+    Operation,
+    find,
+)
 from constrained_cnn.tracing._settings import settings_of
 
 META = torch.device("meta")
+
+
+class UndescribedError(TracingError):
+    """The network runs, and something in it is not described."""
 
 
 class Watcher(TorchFunctionMode):
@@ -37,6 +49,15 @@ class Watcher(TorchFunctionMode):
     def path(self) -> str:
         """Path of the module that runs now."""
         return self._stack[-1] if self._stack else ""
+
+    @contextmanager
+    def inside(self, path: str) -> Iterator[None]:
+        """Take what runs meanwhile for the module at ``path``."""
+        self._stack.append(path)
+        try:
+            yield
+        finally:
+            self._stack.pop()
 
     def leave(self, path: str, outputs: Any) -> None:
         """Note that the module at ``path`` ended, and what it gave."""
@@ -88,6 +109,11 @@ class Recorder(Watcher):
                 self._keep(tensor)
         self.inputs = tuple(self._new_value(tensor) for tensor in inputs)
 
+    def expect(self, given: Any) -> None:
+        """Note tensors that come from outside and do not depend on the input."""
+        for tensor in tensors(given):
+            self._keep(tensor)
+
     def leave(self, path: str, outputs: Any) -> None:
         """Note what a module gave: the first value in it."""
         for tensor in tensors(outputs):
@@ -113,6 +139,11 @@ class Recorder(Watcher):
         sources = list(tensors((args, kwargs)))
         if any(t.device == META and id(t) not in self._known for t in sources):
             raise self._unknown(op, "is given a tensor that no operation seen here made")
+        brings = any(id(t) in self._numbers for t in sources[1:])
+        if brings and sources[0].device != META and (op == "setitem" or is_in_place(func)):
+            raise self._unknown(op, "writes into a tensor made on a fixed device")
+        args, kwargs = on_meta(sources, args, kwargs)
+        sources = list(tensors((args, kwargs)))
         # Some look at a second tensor for its shape or type alone.
         read = sources[:1] if op in REFERENCES else sources
         given = [t for t in read if id(t) in self._numbers]
@@ -127,9 +158,11 @@ class Recorder(Watcher):
             if self._strict:
                 raise self._unknown(op, "writes into part of a tensor")
             made = (sources[0],)
-        if not given or not made or op in SOURCES:
-            if op not in SOURCES:
-                self._pass_on(Call(op, args, kwargs, made, {}), sources)
+        if op in SOURCES:
+            self._forget(op, made)
+            return outcome
+        if not given or not made:
+            self._pass_on(Call(op, args, kwargs, made, {}), sources)
             return outcome
         # After an operation in place its tensor has its old number until it is recorded.
         call = Call(op, args, kwargs, made, self._numbers)
@@ -151,7 +184,7 @@ class Recorder(Watcher):
         # What no read speaks of, such as a weight that depends on the input, is read whole.
         said = {read.value for each in reads for read in each}
         silent = [t for t in call.traced() if call.values[id(t)] not in said]
-        if silent and call.op not in REFERENCES:
+        if silent and call.op not in REFERENCES | OVERWRITERS:
             unplaced = operation is None
             reads = tuple(
                 (*each, *(_whole(call.values[id(t)], t, out, unplaced) for t in silent))
@@ -183,6 +216,14 @@ class Recorder(Watcher):
             weights, work = tuple(sorted(of)), operation.work(call)
             self.constants.append(Layer(call.op, self.path, (), (), weights, work))
 
+    def _forget(self, op: str, made: Sequence[Tensor]) -> None:
+        """Note that a tensor was filled with something that does not depend on the input."""
+        for tensor in made:
+            number = self._numbers.pop(id(tensor), None)
+            shared = self._sharing.get(tensor.untyped_storage()._cdata, set()) - {id(tensor)}
+            if number is not None and shared:
+                raise self._unknown(op, "writes in place into what another tensor is a view of")
+
     def _check_in_place(self, op: str, given: Sequence[Tensor]) -> None:
         """Refuse to mix another value into a tensor that shares its memory with a third."""
         target, *others = given
@@ -207,9 +248,9 @@ class Recorder(Watcher):
         self._numbers[id(tensor)] = number
         return number
 
-    def _unknown(self, op: str, why: str) -> TracingError:
+    def _unknown(self, op: str, why: str) -> "UndescribedError":
         where = f"module {self.path!r} of {self.model}" if self.path else self.model
-        return TracingError(
+        return UndescribedError(
             f"operation {op!r} in {where} {why}, so what its outputs read is not known; use an "
             "operation that is described, or describe it: constrained_cnn.tracing.register_op"
         )
@@ -260,8 +301,10 @@ class TrainingRecorder(Watcher):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not any(id(tensor) in self._depends for tensor in tensors((args, kwargs))):
+        sources = list(tensors((args, kwargs)))
+        if not any(id(tensor) in self._depends for tensor in sources):
             return func(*args, **kwargs)
+        args, kwargs = on_meta(sources, args, kwargs)
         op = operation_name(func)
         position = len(self._layers)
         self._layers.append((op, self.path, {}))
@@ -286,6 +329,21 @@ class TrainingRecorder(Watcher):
             else:
                 self._constant += storage.nbytes()
         return tensor
+
+
+def on_meta(sources: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments on the meta device, if some of them are and others are not.
+
+    A network may make tensors in its forward without saying where; real ones have numbers in them
+    that it may read, so they become empty only where they meet another that is.
+    """
+    here = {tensor.device for tensor in sources}
+    if META not in here or len(here) == 1:
+        return args, kwargs
+    empty: tuple[Any, Any] = tree_map(
+        lambda item: item.to(META) if isinstance(item, Tensor) else item, (args, kwargs)
+    )
+    return empty
 
 
 def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -46,8 +46,9 @@ _ELEMENTWISE = frozenset(
 # Unit reads unit, and nothing is computed; dropout computes nothing in evaluation mode.
 _MOVES = frozenset(
     """
-    alpha_dropout bfloat16 clone contiguous cpu detach double dropout dropout1d dropout2d dropout3d
-    feature_alpha_dropout feature_dropout float half int long requires_grad type
+    _to_copy alias alpha_dropout bfloat16 clone contiguous cpu detach double dropout dropout1d
+    dropout2d dropout3d feature_alpha_dropout feature_dropout float half int lift_fresh_copy long
+    requires_grad type
     """.split()  # noqa: SIM905
 )
 
@@ -58,14 +59,25 @@ _REDUCTIONS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_UPSAMPLES = (
+    *(f"upsample_nearest{n}d" for n in (1, 2, 3)),
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_trilinear3d",
+    "upsample_bicubic2d",
+)
+
 # They read their first tensor; a second one only says which shape or type is wanted.
 REFERENCES = frozenset({"expand_as", "reshape_as", "to", "type_as", "view_as"})
+
+# Of their first tensor they read only what the second does not replace.
+OVERWRITERS = frozenset({"copy", "slice_scatter", "select_scatter"})
 
 # They take a tensor for its shape, not for what it holds.
 SOURCES = frozenset(
     """
-    empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like
-    randint_like randn_like zeros_like
+    empty_like fill full_like new_empty new_full new_ones new_tensor new_zeros ones_like rand_like
+    randint_like randn_like zero zeros_like
     """.split()  # noqa: SIM905
 )
 
@@ -134,7 +146,7 @@ def _table() -> dict[str, Operation]:
         ),
         **dict.fromkeys(["T", "mT", "H", "mH", "t", "adjoint"], (_axes.permutation, _work.none)),
         **dict.fromkeys(
-            ["view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"],
+            ["view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"],
             (_axes.reshape, _work.none),
         ),
         **dict.fromkeys(["squeeze", "unsqueeze"], (_axes.squeeze, _work.none)),
@@ -146,6 +158,16 @@ def _table() -> dict[str, Operation]:
             (_axes.parts, _work.none),
         ),
         **dict.fromkeys(["repeat", "tile"], (_axes.repeated, _work.none)),
+        # What torch.export makes of writing into part of a tensor, and its names for resampling.
+        "slice": (_axes.sliced, _work.none),
+        **dict.fromkeys(["slice_scatter", "select_scatter"], (_axes.scattered, _work.none)),
+        "copy": (_axes.copied, _work.none),
+        **dict.fromkeys(_UPSAMPLES, (_windows.resampled, _work.interpolate)),
+        **dict.fromkeys(
+            [f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)]
+            + ["constant_pad_nd"],
+            (_axes.padding, _work.none),
+        ),
         "repeat_interleave": (_axes.interleaved, _work.none),
         "unfold": (_axes.unfolded, _work.none),
         "index_select": (_axes.selected, _work.none),

@@ -11,14 +11,14 @@ from constrained_cnn.tracing._call import Call
 # Functions written in C++ do not say what their arguments are called.
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
+_POOL = ("input", "kernel_size", "stride", "padding")
+_ADAPTIVE = ("input", "output_size", "return_indices")
 _NAMES = {
     **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
-    **{
-        f"{kind}_pool{n}d": ("input", "kernel_size", "stride", "padding", "ceil_mode")
-        for kind in ("avg",)
-        for n in (1, 2, 3)
-    },
+    **{f"max_pool{n}d": (*_POOL, "dilation", "ceil_mode", "return_indices") for n in (1, 2, 3)},
+    **{f"avg_pool{n}d": (*_POOL, "ceil_mode", "count_include_pad") for n in (1, 2, 3)},
+    **{f"adaptive_{kind}_pool{n}d": _ADAPTIVE for kind in ("max", "avg") for n in (1, 2, 3)},
     **dict.fromkeys(["mean", "sum", "amax", "amin", "max", "min"], ("input", "dim", "keepdim")),
     **dict.fromkeys(["cat", "concat", "concatenate", "stack"], ("tensors", "dim")),
     **dict.fromkeys(["chunk", "split"], ("input", "sizes", "dim")),

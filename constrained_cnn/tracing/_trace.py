@@ -1,6 +1,7 @@
 """Run a network without data, once in evaluation mode and once in training, and write it down."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from constrained_cnn.errors import (
 )
 from constrained_cnn.graph import Graph, TrainingRun, Weight
 from constrained_cnn.tracing._call import tensors
-from constrained_cnn.tracing._recorder import META, Recorder, TrainingRecorder
+from constrained_cnn.tracing._export import replay
+from constrained_cnn.tracing._recorder import META, Recorder, TrainingRecorder, UndescribedError
 
 # A prime: what divides by it grows with the batch, and what does not is kept once.
 BATCH = 1009
@@ -75,11 +77,19 @@ def trace(
     check_flag("strict", strict)
     wanted = _wanted(input_shape, inputs)
     shadow, weights, numbers = _shadow_of(model)
-    recorded, modules_outputs = _evaluate(model, shadow, numbers, wanted, strict)
+    try:
+        recorded, outputs = _evaluate(model, shadow, numbers, wanted, strict)
+    except UndescribedError as error:
+        try:
+            recorded, outputs = _evaluate_exported(model, shadow, numbers, wanted)
+        except Exception as second:  # noqa: BLE001 - export raises errors of every kind
+            reason = (str(second) or type(second).__name__).splitlines()[0]
+            message = f"{error}. torch.export does not make it into such either: {reason}"
+            raise TracingError(message) from error
     return Graph(
         type(model).__name__,
         recorded.inputs,
-        modules_outputs,
+        outputs,
         tuple(recorded.values),
         tuple(recorded.layers),
         recorded.modules,
@@ -166,6 +176,20 @@ def _evaluate(
             raise
         except Exception as error:
             raise TracingError(_say(error, recorder, args, kwargs)) from error
+    return recorder, recorder.numbers_of(outputs)
+
+
+def _evaluate_exported(
+    model: nn.Module, shadow: nn.Module, numbers: Mapping[int, int], wanted: Inputs
+) -> tuple[Recorder, tuple[int, ...]]:
+    """Record the operations that ``torch.export`` takes the network apart into."""
+    shadow.eval()
+    args, kwargs = _samples(wanted, 1, _dtype_of(shadow))
+    given = list(tensors((args, kwargs)))
+    recorder = Recorder(type(model).__name__, shadow, given, numbers, strict=True)
+    with torch.random.fork_rng([]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what export deprecates in itself
+        outputs = replay(recorder, shadow, args, kwargs)
     return recorder, recorder.numbers_of(outputs)
 
 

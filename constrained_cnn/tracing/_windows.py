@@ -118,6 +118,23 @@ def interpolate(call: Call) -> Reads:
     return (call.read(x, on_last_axes(x, windows)),)
 
 
+def resampled(call: Call) -> Reads:
+    """Resample the last axes, as ``torch.export`` writes it."""
+    return interpolate(as_interpolate(call))
+
+
+def as_interpolate(call: Call) -> Call:
+    """Return the call of ``interpolate`` that does the same."""
+    kind = call.op.removeprefix("upsample_").rstrip("123d")
+    aligns = "nearest" not in kind
+    settings = {
+        "mode": kind,
+        "scale_factor": call.get(3 if aligns else 2, "scale_factors"),
+        "align_corners": bool(call.get(2, "align_corners", False)) if aligns else False,
+    }
+    return Call("interpolate", call.args[:1], settings, call.outputs, call.values)
+
+
 def pixel_shuffle(call: Call) -> Reads:
     """Channels to positions: nearest neighbour on both axes, all channels."""
     x, factor = call.get(0, "input"), call.get(1, "upscale_factor")

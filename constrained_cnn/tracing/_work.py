@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained_cnn.graph import Work
 from constrained_cnn.tracing._call import Call, tensors
 from constrained_cnn.tracing._mixing import letters_of
-from constrained_cnn.tracing._windows import pool_windows
+from constrained_cnn.tracing._windows import as_interpolate, pool_windows
 
 
 def none(call: Call) -> Work:
@@ -158,6 +158,8 @@ def adaptive_pool(call: Call) -> Work:
 
 def interpolate(call: Call) -> Work:
     """Each element of the output reads its neighbours: 1, or 2 or 4 along each axis."""
+    if call.op != "interpolate" and call.op != "upsample":
+        call = as_interpolate(call)
     x: Any = call.get(0, "input")
     mode = str(call.get(3, "mode", "nearest"))
     if mode == "area":

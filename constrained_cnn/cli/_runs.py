@@ -1,8 +1,4 @@
-"""The command line: ``constrained-cnn`` and ``python -m constrained_cnn``.
-
-Exit status: 0 done, 2 cannot run or not in full, 130 stopped by Ctrl-C. Nothing heavy is imported
-until a command needs it, so ``--help`` answers at once.
-"""
+"""The commands that train and that read pictures."""
 
 import argparse
 import json
@@ -12,7 +8,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from constrained_cnn.errors import CheckpointError, ConstrainedCNNError, DataError
+from constrained_cnn.cli._layers import layer_table
+from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_INTERRUPTED
+from constrained_cnn.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,44 +21,11 @@ if TYPE_CHECKING:
     from constrained_cnn.record import RunRecord
     from constrained_cnn.study import Sample
 
-__all__ = ["main", "make_parser"]
-
-EXIT_DONE, EXIT_CANNOT_RUN, EXIT_INTERRUPTED = 0, 2, 130
 DATA_NAMES = ("auto", "mnist", "digits", "fashion-mnist")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status.
-
-    Args:
-        arguments: Words after the command's name; None takes the process's own.
-    """
-    options = make_parser().parse_args(arguments)
-    try:
-        status: int = options.command(options)
-    except ConstrainedCNNError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CANNOT_RUN
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CANNOT_RUN
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return status
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    import constrained_cnn
-
-    parser = argparse.ArgumentParser(
-        prog="constrained-cnn",
-        description="Design, prove and train small convolutional networks under hard constraints.",
-    )
-    parser.add_argument("--version", action="version", version=constrained_cnn.__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
+def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``train`` and ``predict``."""
     train = commands.add_parser(
         "train", help="train a recipe and keep its record, weights and pictures"
     )
@@ -81,7 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(command=_predict)
-    return parser
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -212,24 +176,12 @@ def _kind(records: "Sequence[RunRecord]") -> str:
 
 
 def _print_layers(console: "Console", recipe: "Recipe") -> None:
-    """Print the familiar table of layers."""
-    import torchinfo
-
+    """Print the familiar table of layers, a row for each block."""
     from constrained_cnn import models
 
-    table = torchinfo.summary(
-        models.create_model(recipe.model),
-        (1, *recipe.input_shape),
-        device="cpu",
-        verbose=0,
-        depth=2,  # a row for each block
-        col_names=("output_size", "num_params", "mult_adds"),
-        col_width=16,
-        row_settings=("var_names",),
-    )
-    # torchinfo 1.8 prints the name of an enum member for the unit (its bug on Python 3.11).
-    text = str(table).replace("Units.MEGABYTES", "M").replace("Units.GIGABYTES", "G")
-    console.print(text, markup=False, soft_wrap=True)
+    model = models.create_model(recipe.model)
+    table = layer_table(model, recipe.input_shape, depth=2)
+    console.print(table, markup=False, soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
