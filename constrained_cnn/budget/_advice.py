@@ -1,13 +1,14 @@
 """What one more channel in each layer would cost. Works on the graph alone, without torch."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from constrained_cnn.budget._folding import FEEDERS
-from constrained_cnn.budget._memory import timeline_of
-from constrained_cnn.graph import Graph, Layer, Read
+from constrained_cnn.budget._memory import pieces_of, timeline_of
+from constrained_cnn.graph import Graph, Layer, Read, bytes_of
 
 # A width is a row of segments: so many times the channels of a group, one after another.
 Segment = tuple[int, int]
@@ -215,46 +216,80 @@ def channel_costs(graph: Graph) -> tuple[ChannelCost, ...]:
     """Return what one more channel in each layer would cost, in the order the layers run."""
     widths = _Widths(graph)
     widths.follow()
-    peak = timeline_of(graph, "as run", False, True).peak
-    return tuple(_cost(graph, widths, group, peak) for group in widths.groups.roots())
+    counter = _Counter(graph, widths)
+    return tuple(counter.cost(group) for group in widths.groups.roots())
 
 
-def _cost(graph: Graph, widths: _Widths, group: int, peak: int) -> ChannelCost:
-    groups = widths.groups
-    step, size = groups.steps[group], groups.sizes[group]
-    nothing = ChannelCost(tuple(groups.layers[group]), size, step, 0, 0, 0)
-    if groups.problems[group]:
-        return replace(nothing, problem=groups.problems[group])
+class _Counter:
+    """Counts what more channels in a group bring, looking only where the group is."""
 
-    def growth(width: Width | None) -> Fraction:
+    def __init__(self, graph: Graph, widths: _Widths) -> None:
+        self._graph, self._widths = graph, widths
+        self._layers: dict[int, set[int]] = {}
+        self._values: dict[int, set[int]] = {}
+        for position in widths.out:
+            for group, _ in (*widths.into[position], *widths.out[position]):
+                self._layers.setdefault(widths.groups.root(group), set()).add(position)
+        for value, (_, width) in widths.of.items():
+            for group, _ in width:
+                self._values.setdefault(widths.groups.root(group), set()).add(value)
+        self._first_to_read: dict[int, int] = {}
+        for position, layer in enumerate(graph.layers):
+            for weight in layer.weights:
+                self._first_to_read.setdefault(weight, position)
+        self._pieces = {piece.value: piece for piece in pieces_of(graph)}
+        self._live = timeline_of(graph, "as run", False, True).live
+
+    def cost(self, group: int) -> ChannelCost:
+        """Return what one step more of a group's channels costs."""
+        groups = self._widths.groups
+        step, size = groups.steps[group], groups.sizes[group]
+        nothing = ChannelCost(tuple(groups.layers[group]), size, step, 0, 0, 0)
+        if groups.problems[group]:
+            return replace(nothing, problem=groups.problems[group])
+        parameters = macs = Fraction(0)
+        for position in self._layers[group]:
+            more = self._more(group, position)
+            parameters, macs = parameters + more[0], macs + more[1]
+        memory = self._peak_with(group) - max(self._live, default=0)
+        return replace(nothing, parameters=int(parameters), macs=int(macs), memory=memory)
+
+    def _growth(self, group: int, width: Width) -> Fraction:
         """Return how many times as wide a width becomes."""
-        if width is None:
-            return Fraction(1)
+        groups = self._widths.groups
         sizes = [(groups.sizes[groups.root(g)] if g else 1) * n for g, n in width]
-        more = [step * n if groups.root(g) == group else 0 for g, n in width]
+        more = [groups.steps[group] * n if groups.root(g) == group else 0 for g, n in width]
         return 1 + Fraction(sum(more), sum(sizes))
 
-    parameters = macs = Fraction(0)
-    counted: set[int] = set()
-    for position, layer in enumerate(graph.layers):
-        into, out = growth(widths.into.get(position)), growth(widths.out.get(position))
+    def _more(self, group: int, position: int) -> tuple[Fraction, Fraction]:
+        """Return the parameters and the MACs that come in one layer."""
+        layer = self._graph.layers[position]
+        into = self._growth(group, self._widths.into[position])
+        out = self._growth(group, self._widths.out[position])
         makes = layer.op in FEEDERS
-        both = out if not makes or _is_depthwise(widths, position) else into * out
-        if layer.work is not None:
-            macs += layer.work.macs * (both - 1)
+        both = out if not makes or _is_depthwise(self._widths, position) else into * out
+        parameters = Fraction(0)
         for number in layer.weights:
-            weight = graph.weights[number]
-            if weight.buffer or number in counted or weight.elements == 1:
+            weight = self._graph.weights[number]
+            if weight.buffer or weight.elements == 1 or self._first_to_read[number] != position:
                 continue
-            counted.add(number)
             per_channel = not makes or len(weight.shape) == 1
             parameters += weight.elements * ((out if per_channel else both) - 1)
-    counts = [
-        int(value.elements * growth(widths.of[number][1] if number in widths.of else None))
-        for number, value in enumerate(graph.values)
-    ]
-    memory = timeline_of(graph, "as run", False, True, counts=counts).peak - peak
-    return replace(nothing, parameters=int(parameters), macs=int(macs), memory=memory)
+        macs = 0 if layer.work is None else layer.work.macs
+        return parameters, macs * (both - 1)
+
+    def _peak_with(self, group: int) -> int:
+        """Return the inference peak with one step more of a group's channels."""
+        change = [0] * (len(self._live) + 1)
+        for number in self._values[group]:
+            piece = self._pieces.get(number)
+            if piece is not None:
+                value = self._graph.values[number]
+                growth = self._growth(group, self._widths.of[number][1]) - 1
+                more = int(value.elements * growth) * bytes_of(value.dtype)
+                change[piece.first] += more
+                change[piece.last + 1] -= more
+        return max(map(sum, zip(self._live, itertools.accumulate(change), strict=False)))
 
 
 def _is_depthwise(widths: _Widths, position: int) -> bool:

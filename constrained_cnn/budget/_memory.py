@@ -1,5 +1,6 @@
 """How much memory lives at each step of inference. Works on the graph alone, without torch."""
 
+import itertools
 from dataclasses import dataclass
 
 from constrained_cnn.budget._folding import foldable
@@ -97,88 +98,71 @@ def memory_timeline(
 
 
 def timeline_of(
-    graph: Graph,
-    elements: str,
-    folded: bool,
-    in_place: bool,
-    with_input: bool = False,
-    counts: list[int] | None = None,
+    graph: Graph, elements: str, folded: bool, in_place: bool, with_input: bool = False
 ) -> Timeline:
-    """Return a timeline; ``counts`` are the elements of each value, where not its own."""
-    sizes = [
-        (value.elements if counts is None else counts[number]) * _element(value, elements)
-        for number, value in enumerate(graph.values)
-    ]
-    buffers = _Buffers(sizes, with_input)
-    for value in graph.inputs:
-        buffers.hold(value, buffers.new(value, -1, of_caller=True), graph.values[value].memory)
+    """Return a timeline, with arguments that were checked."""
+    change = [0] * (len(graph.layers) + 1)
+    for piece in pieces_of(graph, folded=folded, in_place=in_place, with_input=with_input):
+        value = graph.values[piece.value]
+        size = value.elements * _element(value, elements)
+        change[piece.first] += size
+        change[piece.last + 1] -= size
+    live = tuple(itertools.accumulate(change[:-1]))
+    names = tuple(layer.name for layer in graph.layers)
+    return Timeline(elements, folded, in_place, with_input, names, live)
+
+
+@dataclass
+class Piece:
+    """A piece of memory.
+
+    Attributes:
+        value: The value it was made for, which has its size.
+        first: The step from which it lives.
+        last: The step that is the last to use it.
+        counted: Whether it counts; the caller's need not.
+    """
+
+    value: int
+    first: int
+    last: int
+    counted: bool = True
+
+
+def pieces_of(
+    graph: Graph, *, folded: bool = False, in_place: bool = True, with_input: bool = False
+) -> list[Piece]:
+    """Return the pieces of memory that a network takes, with the steps each lives."""
+    pieces: list[Piece] = []
+    of_value: dict[int, Piece] = {}
+    in_memory: dict[int, Piece] = {}
     merged = foldable(graph) if folded else {}
+
+    def make(value: int, step: int, counted: bool = True) -> Piece:
+        pieces.append(Piece(value, step, step, counted))
+        return pieces[-1]
+
+    for value in graph.inputs:
+        memory = graph.values[value].memory
+        of_value[value] = in_memory[memory] = make(value, 0, with_input)
     for step, layer in enumerate(graph.layers):
         for value in layer.sources:
-            buffers.use(value, step)
+            of_value[value].last = step
         for value in layer.outputs:
             memory = graph.values[value].memory
-            shared = buffers.in_memory.get(memory)
+            shared = in_memory.get(memory)
             if step in merged:
                 (source,) = layer.sources
-                buffers.hold(value, buffers.of_value[source], memory)
+                piece = of_value[source]
             elif shared is None or (layer.in_place and not in_place):
-                buffers.hold(value, buffers.new(value, step), memory)
+                piece = make(value, step)
             else:
-                buffers.hold(value, shared, memory)
-            buffers.use(value, step)
+                piece = shared
+            of_value[value] = in_memory[memory] = piece
+            piece.last = step
     for value in graph.outputs:
-        buffers.use(value, len(graph.layers) - 1)
-    return Timeline(
-        elements,
-        folded,
-        in_place,
-        with_input,
-        tuple(layer.name for layer in graph.layers),
-        buffers.live(len(graph.layers)),
-    )
-
-
-class _Buffers:
-    """Pieces of memory, each with its size, its first and its last step."""
-
-    def __init__(self, sizes: list[int], with_input: bool) -> None:
-        self._sizes = sizes
-        self._with_input = with_input
-        self._size: list[int] = []
-        self._first: list[int] = []
-        self._last: list[int] = []
-        self.of_value: dict[int, int] = {}
-        self.in_memory: dict[int, int] = {}
-
-    def new(self, value: int, step: int, *, of_caller: bool = False) -> int:
-        """Return a new piece, as large as a value."""
-        counted = self._with_input or not of_caller
-        self._size.append(self._sizes[value] if counted else 0)
-        self._first.append(max(step, 0))
-        self._last.append(max(step, 0))
-        return len(self._size) - 1
-
-    def hold(self, value: int, piece: int, memory: int) -> None:
-        """Note where a value lies."""
-        self.of_value[value] = self.in_memory[memory] = piece
-
-    def use(self, value: int, step: int) -> None:
-        """Note that a value is still needed."""
-        piece = self.of_value[value]
-        self._last[piece] = max(self._last[piece], step)
-
-    def live(self, steps: int) -> tuple[int, ...]:
-        """Return the bytes that live at each step."""
-        change = [0] * (steps + 1)
-        for size, first, last in zip(self._size, self._first, self._last, strict=True):
-            change[first] += size
-            change[last + 1] -= size
-        found, now = [], 0
-        for delta in change[:-1]:
-            now += delta
-            found.append(now)
-        return tuple(found)
+        of_value[value].last = max(0, len(graph.layers) - 1)
+    return [piece for piece in pieces if piece.counted]
 
 
 def _element(value: TensorInfo, elements: str) -> int:
