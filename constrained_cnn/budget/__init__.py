@@ -3,7 +3,7 @@
 from constrained_cnn.budget._advice import ChannelCost
 from constrained_cnn.budget._advise import Advice, advise
 from constrained_cnn.budget._budget import Budget, LayerCost, Memory, measure_budget
-from constrained_cnn.budget._diff import Change, Diff, diff
+from constrained_cnn.budget._diff import Change, Diff, Quantities, diff
 from constrained_cnn.budget._fold import ScaleShift, fold_bn
 from constrained_cnn.budget._memory import Timeline, memory_timeline
 from constrained_cnn.budget._parameters import Parameters
@@ -17,6 +17,7 @@ __all__ = [
     "LayerCost",
     "Memory",
     "Parameters",
+    "Quantities",
     "ScaleShift",
     "Timeline",
     "advise",

@@ -57,7 +57,7 @@ class LayerCost:
         op: The operation.
         shape: Shape of what it gives, without the batch; empty for parameters that nothing reads.
         parameters: Parameters that it is the first to read.
-        deployed: Of those, what inference needs (:attr:`Parameters.deployed`).
+        deployed: Of those, what inference needs (``Parameters.deployed``).
         work: Its arithmetic; None where nobody has described it.
         live: Bytes of activations that live while it runs.
         saved: Bytes it keeps for the backward pass, for one sample.
@@ -83,7 +83,7 @@ class Memory:
         deployed_weights: Bytes of the deployed parameters, by what an element takes.
         timeline: Bytes that live at each operation, as the network runs.
         peaks: The same under other accountings, each of which says its name; the first is
-            :attr:`timeline`.
+            ``timeline``.
         saved_for_backward: Bytes kept for the backward pass, for one sample; None if the network
             cannot run in training mode.
         saved_once: Bytes kept beside, whatever the size of the batch.
@@ -138,7 +138,7 @@ class Budget:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the multiply-accumulates: two for each."""
+        """Operations of the multiply-accumulates, two for each."""
         return 2 * self.work.macs
 
     @property

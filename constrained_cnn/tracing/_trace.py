@@ -40,7 +40,7 @@ def trace(
     The network runs on torch's meta device, which works out shapes and computes nothing: no weight
     is allocated. It is a copy that runs, so the model stays as it was in every way. A second run,
     in training mode, notes which operations run then and what they keep for the backward pass
-    (:attr:`~constrained_cnn.graph.Graph.training`).
+    (``Graph.training``).
 
     Args:
         model: The network.
@@ -50,7 +50,7 @@ def trace(
             a tensor, with its batch axis, stands for its shape and type; anything else is passed
             on as it is.
         strict: Whether an operation that nobody has described is an error. If not, the graph lists
-            it as :attr:`~constrained_cnn.graph.Graph.unknown`, and what is measured on the graph
+            it as ``Graph.unknown``, and what is measured on the graph
             is incomplete.
 
     Raises:
