@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import accuracy_table, layout_error, source_way, step_time
+from benchmarks import accuracy_table, cost_and_field, layout_error, source_way, step_time
 from constrained_cnn import data, models
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
@@ -153,3 +153,17 @@ def test_a_gradient_in_torchs_own_layout_is_exact_to_rounding() -> None:
     torch.manual_seed(0)
     model = models.create_model("mnist_12k")
     assert layout_error.relative_error(model, torch.contiguous_format, seed=0) < 1e-3
+
+
+def test_tools_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    options = ["--models", "mnist_12k", "--repeats", "1", "--chains", "3", "--out", str(out)]
+    cost_and_field.main(options)
+    content = json.loads(out.read_text())
+    answers = {row["tool"]: row["answer"] for row in content["timed"]}
+    assert answers["constrained_cnn"] == [12_000, 3_774_276, 22]
+    assert answers["FlopCounterMode"][1] == 3_774_276
+    exact = {row["network"]: row["answer"] for row in content["cases"] if row["tool"] == "fvcore"}
+    assert set(exact) == set(cost_and_field.CASES)
+    assert content["chains"][0]["layers"] == 3
+    assert "constrained_cnn" in capsys.readouterr().out
