@@ -184,8 +184,8 @@ class AxisField:
 
         return self._from(read, slope.denominator * turns, slope.numerator * turns)
 
-    def union(self, other: "AxisField") -> "AxisField":
-        """Return the field of a unit that reads the same unit of both, as a sum does.
+    def union(self, *others: "AxisField") -> "AxisField":
+        """Return the field of a unit that reads the same unit of this and of others, as a sum does.
 
         Raises:
             InvalidInputError: If the jumps differ: then no interval that moves with the unit
@@ -195,13 +195,17 @@ class AxisField:
             >>> AxisField(((0, 4),)).union(AxisField(((2, 6),))).size
             7
         """
-        if self.jump != other.jump:
-            raise InvalidInputError(
-                f"the branches move by {self.jump} and {other.jump} input positions from unit to "
-                "unit: their union depends on the position"
-            )
-        period = math.lcm(self.period, other.period)
-        spans = tuple(hull_of([self.interval(i), other.interval(i)]) for i in range(period))
+        fields = tuple(dict.fromkeys((self, *others)))
+        for other in fields[1:]:
+            if self.jump != other.jump:
+                raise InvalidInputError(
+                    f"the branches move by {self.jump} and {other.jump} input positions from unit "
+                    "to unit: their union depends on the position"
+                )
+        if len(fields) == 1:
+            return self
+        period = math.lcm(*(field.period for field in fields))
+        spans = tuple(hull_of([field.interval(i) for field in fields]) for i in range(period))
         return AxisField(spans, self.advance * (period // self.period))
 
     def _from(self, read: Callable[[int], Span | None], period: int, units: int) -> "AxisField":

@@ -1,6 +1,5 @@
 """Carry fields through a graph: from the input to every value, axis by axis. Without torch."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -193,4 +192,4 @@ def _union(fields: Sequence[Field | None], units: int) -> Field | None:
     regular = [field for field in known if isinstance(field, AxisField)]
     if len(regular) < len(known) or len({field.jump for field in regular}) > 1:
         return PositionField.joining(known, units)
-    return functools.reduce(AxisField.union, regular)
+    return regular[0].union(*regular[1:])
