@@ -47,13 +47,22 @@ def convolutions(draw: st.DrawFn) -> Part:
 
 @st.composite
 def transposed_convolutions(draw: st.DrawFn) -> Part:
-    stride = draw(st.integers(1, 2))
+    stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     # No narrower than the stride: units that see nothing would hide, in the gradient summed over
     # one axis, what is seen along the other.
-    kernel = draw(st.integers(stride, 4))
+    kernel = draw(st.tuples(*(st.integers(step, 4) for step in stride)))
+    options: dict[str, Any] = {
+        "stride": stride,
+        "padding": tuple(draw(st.integers(0, (size - 1) // 2)) for size in kernel),
+        "output_padding": tuple(
+            draw(st.integers(0, min(step - 1, size - step)))
+            for step, size in zip(stride, kernel, strict=True)
+        ),
+        "groups": draw(st.sampled_from([1, CHANNELS])),
+    }
     return Part(
-        f"transposed {kernel} {stride}",
-        lambda: nn.ConvTranspose2d(CHANNELS, CHANNELS, kernel, stride),
+        f"transposed {kernel} {options}",
+        lambda: nn.ConvTranspose2d(CHANNELS, CHANNELS, kernel, **options),
     )
 
 
@@ -62,6 +71,7 @@ OTHERS = [
     Part("overlapping pool", lambda: nn.AvgPool2d(3, 2, 1)),
     Part("nearest", lambda: nn.Upsample(scale_factor=2)),
     Part("linear", lambda: nn.Upsample(scale_factor=2, mode="bilinear")),
+    Part("linear by 4", lambda: nn.Upsample(scale_factor=4, mode="bilinear")),
     Part("every second", lambda: Does(lambda x: x[..., ::2])),
     Part("pad", lambda: Does(lambda x: F.pad(x, (2, 0, 0, 1)))),
     Part("flip", lambda: Does(lambda x: x.flip(3))),
@@ -71,6 +81,8 @@ OTHERS = [
     Part("norm and activation", lambda: nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.Softplus())),
     Part("channel shuffle", lambda: nn.ChannelShuffle(CHANNELS)),
 ]
+# Rounds the number of units down, so zeros that fill it up would stand for units it could make.
+NEAREST_BY_3_2 = Part("nearest by 3/2", lambda: Does(lambda x: F.interpolate(x, scale_factor=1.5)))
 UNPADDED = (
     "average pool",
     "nearest",
@@ -145,6 +157,6 @@ def cropping_networks() -> st.SearchStrategy[nn.Sequential]:
     Nothing in them pads, where zeros would stand for what was cut off; the larger of two branches
     is cut to the smaller.
     """
-    plain = [part for part in OTHERS if part.name in UNPADDED]
+    plain = [NEAREST_BY_3_2, *(part for part in OTHERS if part.name in UNPADDED)]
     parts = st.one_of(unpadded_convolutions(), crops(), st.sampled_from(plain))
     return networks(parts=parts, filled=False)

@@ -16,7 +16,7 @@ from constrained_cnn.graph import Graph
 from constrained_cnn.proof._running import copy_of, positive
 from constrained_cnn.proof._scene import Scene, scene_of
 from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
-from constrained_cnn.receptive_field._axis import Span
+from constrained_cnn.receptive_field._axis import Span, clip
 from constrained_cnn.receptive_field._flow import Field
 from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.tracing import trace
@@ -234,7 +234,7 @@ def _middle_units(scene: Scene, field: AxisField) -> list[int] | None:
     """Return the run nearest the middle that sees nothing outside the image, if there is one."""
     for run in _nearest_middle(scene, field):
         spans = [field.interval(unit) for unit in run]
-        if all(span is None or _clipped(span, scene.length) == span for span in spans):
+        if all(span is None or clip(span, scene.length) == span for span in spans):
             return run if len(run) > field.period else None
     return None
 
@@ -267,7 +267,7 @@ def _check_units(scene: Scene, field: Field, units: Sequence[int]) -> list[Field
     checks: list[FieldCheck] = []
     for unit in units:
         span = field.interval(unit)
-        checks += _check_unit(scene, unit, span, _clipped(span, scene.length))
+        checks += _check_unit(scene, unit, span, clip(span, scene.length))
     return checks
 
 
@@ -323,13 +323,6 @@ def _check_global(scene: Scene, chosen: list[int] | None) -> list[FieldCheck]:
             note = "" if ok else excuse
             checks.append(FieldCheck(scene.axis, unit, method, full, seen, ok, note))
     return checks
-
-
-def _clipped(span: Span | None, length: int) -> Span | None:
-    """Return what of a span lies inside the image."""
-    if span is None or span[1] < 0 or span[0] >= length:
-        return None
-    return max(span[0], 0), min(span[1], length - 1)
 
 
 def _say(span: Span | None) -> str:

@@ -222,6 +222,13 @@ def hull_of(spans: Sequence[Span | None]) -> Span | None:
     return min(low for low, _ in seen), max(high for _, high in seen)
 
 
+def clip(span: Span | None, length: int) -> Span | None:
+    """Return what of a span lies inside an axis of that length; None if nothing does."""
+    if span is None or span[1] < 0 or span[0] >= length:
+        return None
+    return max(span[0], 0), min(span[1], length - 1)
+
+
 def _lowest_terms(
     spans: tuple[Span | None, ...], advance: int
 ) -> tuple[tuple[Span | None, ...], int]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from constrained_cnn.errors import InvalidInputError, TracingError, check_integer
 from constrained_cnn.graph import Graph, Layer, Read, Window
-from constrained_cnn.receptive_field._axis import Span
+from constrained_cnn.receptive_field._axis import AxisField, Span, clip
 from constrained_cnn.receptive_field._flow import POOLS, Field, Place, Places, places
 from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.table import Table
@@ -76,27 +76,31 @@ class Axis:
         """First position that unit 0 sees, negative in padding."""
         return 0 if self.field is None else self.field.start
 
-    def interval(self, unit: int) -> Span | None:
+    def interval(self, unit: int, *, clipped: bool = False) -> Span | None:
         """Return the first and last position that ``unit`` sees; None if it sees nothing.
+
+        Args:
+            unit: Its number along the axis, from 0.
+            clipped: Whether what lies in the padding, outside the image, is cut off.
 
         Raises:
             InvalidInputError: If there is no such unit.
         """
         check_integer("unit", unit, minimum=0, maximum=(self.units or 1) - 1)
-        return (0, self.length - 1) if self.field is None else self.field.interval(unit)
+        span = (0, self.length - 1) if self.field is None else self.field.interval(unit)
+        return clip(span, self.length) if clipped else span
 
     def is_clipped(self, unit: int) -> bool:
         """Return whether ``unit`` reaches over the border of the image, into padding."""
-        span = self.interval(unit)
-        return span is not None and (span[0] < 0 or span[1] >= self.length)
+        return self.interval(unit) != self.interval(unit, clipped=True)
 
     @property
     def sees_all(self) -> bool:
         """Whether some unit sees the whole axis of this input."""
         if self.field is None:
             return True
-        spans = [self.interval(unit) for unit in range(self.units or 0)]
-        return any(s is not None and s[0] <= 0 and s[1] >= self.length - 1 for s in spans)
+        whole = (0, self.length - 1)
+        return any(self.interval(u, clipped=True) == whole for u in range(self.units or 0))
 
 
 @dataclass(frozen=True)
@@ -276,11 +280,17 @@ def _axis_as_data(axis: Axis) -> dict[str, Any]:
         "start": axis.start,
         "units": axis.units,
         "length": axis.length,
+        "spans": None if axis.field is None else _spans_as_data(axis.field.spans),
+        "advance": axis.field.advance if isinstance(axis.field, AxisField) else None,
         "global": axis.is_global,
         "shift_invariant": axis.is_shift_invariant,
         "local_size": None if axis.local is None else axis.local.size,
         "stage_size": None if axis.stage is None else axis.stage.size,
     }
+
+
+def _spans_as_data(spans: Sequence[Span | None]) -> list[list[int] | None]:
+    return [None if span is None else list(span) for span in spans]
 
 
 def _across(values: Sequence[Any]) -> str:
