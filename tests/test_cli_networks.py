@@ -46,7 +46,7 @@ def test_a_budget_for_people(capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert "Small on 1 x 28 x 28" in out
     assert "388" in out
-    assert "One more channel in Small" in out
+    assert "One more channel in nets_for_tests:Small" in out
     assert main(["budget", "mnist_12k", "--input", "1,28,28", "--markdown", "--totals"]) == 0
     assert "| parameters | 12,000 |" in capsys.readouterr().out
 

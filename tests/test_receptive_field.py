@@ -226,7 +226,7 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
     ("network", "shape", "layer", "error", "message"),
     [
         (nn.Linear(3, 2), (3,), None, InvalidInputError, "has no image axis"),
-        (nn.Conv2d(1, 2, 3), None, None, InvalidInputError, "give the shape"),
+        (nn.Conv2d(1, 2, 3), None, None, InvalidInputError, "give either the shape"),
         (nn.Conv2d(1, 2, 3), (1, 28, 0), None, InvalidInputError, "input_shape=0"),
         (nn.Sequential(conv(), conv()), (2, 9, 9), "3", InvalidInputError, "no such module ran"),
         (nn.Conv2d(3, 2, 3), (1, 28, 28), None, TracingError, r"cannot take an input of shape"),

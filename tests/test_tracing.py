@@ -356,7 +356,7 @@ def test_inputs_that_say_nothing(options: dict[str, Any], message: str) -> None:
         trace(nn.ReLU(), **options)
 
 
-def test_a_field_is_that_of_the_first_input() -> None:
+def test_a_field_is_that_of_one_input() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -365,7 +365,14 @@ def test_a_field_is_that_of_the_first_input() -> None:
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return self.one(x) + self.two(y)
 
-    graph = trace(Two(), inputs=[(1, 9, 9), (1, 9, 9)])
-    field = measure_receptive_field(graph)
+    inputs = [(1, 9, 9), (1, 9, 9)]
+    field = measure_receptive_field(Two(), inputs=inputs)
     assert [axis.size for axis in field.axes] == [3, 3]
     assert [row.name for row in field.layers] == ["one: conv2d", "add"]
+    other = measure_receptive_field(trace(Two(), inputs=inputs), image=1)
+    assert [axis.interval(0) for axis in other.axes] == [(-1, 3), (-1, 3)]
+    assert [row.name for row in other.layers] == ["two: conv2d", "add"]
+    with pytest.raises(InvalidInputError, match="image=2: must be an integer from 0 to 1"):
+        measure_receptive_field(Two(), inputs=inputs, image=2)
+    with pytest.raises(InvalidInputError, match="layer='one': does not depend on input 1"):
+        measure_receptive_field(Two(), inputs=inputs, image=1, layer="one")

@@ -10,7 +10,7 @@ from torch import nn
 from constrained_cnn.budget._advice import ChannelCost, channel_costs
 from constrained_cnn.graph import Graph
 from constrained_cnn.table import Table
-from constrained_cnn.tracing import trace
+from constrained_cnn.tracing import as_graph
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -91,5 +91,5 @@ def advise(model: nn.Module | Graph, input_shape: Sequence[int] | None = None) -
         >>> last.problem
         'goes out of the network'
     """
-    graph = model if isinstance(model, Graph) else trace(model, input_shape)
+    graph = as_graph(model, input_shape)
     return Advice(graph.model, channel_costs(graph))

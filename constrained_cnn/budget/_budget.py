@@ -17,10 +17,9 @@ from constrained_cnn.budget._parameters import (
     deployed_by_layer,
     parameters_by_layer,
 )
-from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.graph import Graph, Work, bytes_of
 from constrained_cnn.table import Table, say_bytes
-from constrained_cnn.tracing import trace
+from constrained_cnn.tracing import as_graph
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -319,14 +318,7 @@ def measure_budget(
         >>> budget.memory.inference_peak, budget.memory.peak_layer
         (43264, '1: batch_norm')
     """
-    if isinstance(model, Graph):
-        if input_shape is not None or inputs is not None:
-            raise InvalidInputError(
-                f"input_shape={input_shape!r}: not for a Graph, which has its own"
-            )
-        graph = model
-    else:
-        graph = trace(model, input_shape, inputs=inputs, strict=strict)
+    graph = as_graph(model, input_shape, inputs=inputs, strict=strict)
     layers = _layers(graph)
     work = sum((layer.work for layer in layers if layer.work is not None), Work())
     parameters = count_parameters(graph)

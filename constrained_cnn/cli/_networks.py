@@ -123,6 +123,7 @@ def _budget(options: argparse.Namespace) -> int:
     from constrained_cnn.tracing import trace
 
     graph = trace(_model(options.model), options.input, strict=not options.allow_unknown)
+    graph = replace(graph, model=options.model)
     budget = measure_budget(graph)
     advice = advise(graph) if options.advise else None
     if options.json:
@@ -151,7 +152,8 @@ def _field(options: argparse.Namespace) -> int:
     from constrained_cnn.tracing import trace
 
     model = _model(options.model)
-    field = measure_receptive_field(trace(model, options.input), layer=options.layer)
+    graph = replace(trace(model, options.input), model=options.model)
+    field = measure_receptive_field(graph, layer=options.layer)
     proof = None
     if options.verify:
         from constrained_cnn.proof import verify_receptive_field
@@ -179,12 +181,11 @@ def _diff(options: argparse.Namespace) -> int:
     from constrained_cnn.budget import diff, measure_budget
     from constrained_cnn.tracing import trace
 
-    graphs = [trace(_model(name), options.input) for name in (options.old, options.new)]
-    budgets = [
-        replace(measure_budget(graph), model=name)
-        for graph, name in zip(graphs, (options.old, options.new), strict=True)
+    graphs = [
+        replace(trace(_model(name), options.input), model=name)
+        for name in (options.old, options.new)
     ]
-    change = diff(*budgets)
+    change = diff(*map(measure_budget, graphs))
     change = replace(change, totals=(*change.totals, *_field_changes(*graphs)))
     if options.json:
         print(json.dumps(change.to_dict()))

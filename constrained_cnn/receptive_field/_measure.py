@@ -2,8 +2,8 @@
 
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from constrained_cnn.receptive_field._axis import AxisField, Span, clip
 from constrained_cnn.receptive_field._flow import POOLS, Field, Place, Places, places
 from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.table import Table
-from constrained_cnn.tracing import trace
+from constrained_cnn.tracing import as_graph
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -319,7 +319,13 @@ def _remark(axes: Sequence[Axis]) -> str:
 
 
 def measure_receptive_field(
-    model: nn.Module | Graph, input_shape: Sequence[int] | None = None, *, layer: str | None = None
+    model: nn.Module | Graph,
+    input_shape: Sequence[int] | None = None,
+    *,
+    layer: str | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    image: int = 0,
+    strict: bool = True,
 ) -> ReceptiveField:
     """Return what the units of a network see, exactly, for each axis of the image.
 
@@ -334,9 +340,15 @@ def measure_receptive_field(
         input_shape: Shape of one sample, ``(channels, *image)``; not for a graph.
         layer: Path of a module, such as ``"layer4"``; None for the last layer whose units still
             stand at places of the image.
+        inputs: All inputs, for a network with several, as in
+            :func:`~constrained_cnn.tracing.trace`.
+        image: Which of the tensors that come in, from 0, is the one whose positions are meant.
+        strict: Whether an operation that nobody has described is an error, or only what sees
+            through it.
 
     Raises:
-        InvalidInputError: If there is no image axis, or no such layer ran.
+        InvalidInputError: If there is no image axis, no such layer ran, or it does not depend on
+            the image.
         TracingError: If the network cannot be traced, or what its units see differs from place to
             place in a way that is not described.
 
@@ -352,12 +364,10 @@ def measure_receptive_field(
         >>> measure_receptive_field(net, (1, 28, 28), layer="1").axes[0].size
         4
     """
-    if isinstance(model, Graph):
-        graph = model
-    elif input_shape is None:
-        raise InvalidInputError("input_shape=None: give the shape of one sample")
-    else:
-        graph = trace(model, input_shape)
+    graph = as_graph(model, input_shape, inputs=inputs, strict=strict)
+    check_integer("image", image, minimum=0, maximum=len(graph.inputs) - 1)
+    others = (number for number in graph.inputs if number != graph.inputs[image])
+    graph = replace(graph, inputs=(graph.inputs[image], *others))
     shape = graph.values[graph.inputs[0]].shape
     if len(shape) < 3:
         raise InvalidInputError(
@@ -365,6 +375,8 @@ def measure_receptive_field(
         )
     found = places(graph)
     value = _last_spatial(graph, found) if layer is None else graph.value_of(layer)
+    if not found[value]:
+        raise InvalidInputError(f"layer={layer!r}: does not depend on input {image}")
     problem = next((place.problem for place in found[value] if place.problem), "")
     if problem:
         raise TracingError(
@@ -388,8 +400,8 @@ def _last_spatial(graph: Graph, found: Sequence[Places]) -> int:
     anew = any(len(shape) == image and max(shape[2:]) > 1 for shape in shapes)
     for layer in reversed(graph.layers):
         for value in layer.outputs:
-            places_of_value = found[value]
-            if all(place.axis is not None or place.problem for place in places_of_value):
+            standing = [place.axis is not None or place.problem for place in found[value]]
+            if standing and all(standing):
                 if anew and value not in graph.outputs:
                     raise TracingError(
                         f"{graph.model}: after {layer.name} an axis of the image is read whole or "

@@ -2,6 +2,6 @@
 
 from constrained_cnn.tracing._call import Call, elementwise
 from constrained_cnn.tracing._rules import register_op
-from constrained_cnn.tracing._trace import trace
+from constrained_cnn.tracing._trace import as_graph, trace
 
-__all__ = ["Call", "elementwise", "register_op", "trace"]
+__all__ = ["Call", "as_graph", "elementwise", "register_op", "trace"]

@@ -100,6 +100,32 @@ def trace(
     )
 
 
+def as_graph(
+    model: nn.Module | Graph,
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> Graph:
+    """Return the graph of a network; a graph stands for itself.
+
+    Args:
+        model: The network, or its graph.
+        input_shape: As in :func:`trace`; not for a graph, which has its own.
+        inputs: As in :func:`trace`; not for a graph.
+        strict: As in :func:`trace`.
+
+    Raises:
+        InvalidInputError: If a graph comes with a shape or inputs, or a network without.
+        TracingError: If the network cannot be traced.
+    """
+    if not isinstance(model, Graph):
+        return trace(model, input_shape, inputs=inputs, strict=strict)
+    if input_shape is not None or inputs is not None:
+        raise InvalidInputError(f"input_shape={input_shape!r}: not for a Graph, which has its own")
+    return model
+
+
 def _wanted(
     input_shape: Sequence[int] | None, inputs: Sequence[Any] | Mapping[str, Any] | None
 ) -> Inputs:
