@@ -17,6 +17,7 @@ __all__ = [
     "Layer",
     "Read",
     "Resample",
+    "Segment",
     "Taps",
     "TensorInfo",
     "TrainingLayer",
@@ -169,16 +170,32 @@ class Taps:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Units that lie one after another in the output, as those of each part of a ``cat`` do.
+
+    Attributes:
+        start: The unit of the output that reads the first.
+        length: How many there are; units of the output before and after them read nothing.
+    """
+
+    start: int
+    length: int
+
+
+By = Window | Resample | Taps | Segment
+
+
+@dataclass(frozen=True)
 class AxisRead:
     """How an axis of an output reads one axis of an input.
 
     Attributes:
         axis: The axis of the input.
-        by: The window, resampling or list; None where unit i reads unit i.
+        by: The window, resampling, list or segment; None where unit i reads unit i.
     """
 
     axis: int
-    by: Window | Resample | Taps | None = None
+    by: By | None = None
 
 
 @dataclass(frozen=True)
@@ -195,12 +212,18 @@ class Read:
             squeeze-excite.
         unplaced: Axes of the input that are read in a way that differs from unit to unit and is not
             described here.
+        picks: Units of which one is read alone, as ``x[:, 0]`` does: pairs of an axis of the input
+            and the unit.
+        reshapes: Whether the output is all of the input in another shape, its elements in their
+            order; then the axes say which of them stay, and the shapes say the rest.
     """
 
     value: int
     axes: tuple[AxisRead | None, ...]
     gate: bool = False
     unplaced: tuple[int, ...] = ()
+    picks: tuple[tuple[int, int], ...] = ()
+    reshapes: bool = False
 
 
 @dataclass(frozen=True)

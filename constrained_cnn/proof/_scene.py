@@ -11,7 +11,8 @@ from constrained_cnn.graph import Graph, Resample
 from constrained_cnn.proof._running import Target, run
 from constrained_cnn.receptive_field import ReceptiveField, measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span
-from constrained_cnn.receptive_field._flow import Field, places
+from constrained_cnn.receptive_field._digits import Field
+from constrained_cnn.receptive_field._flow import places
 
 
 @dataclass(frozen=True)

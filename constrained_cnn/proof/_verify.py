@@ -17,7 +17,7 @@ from constrained_cnn.proof._running import copy_of, positive
 from constrained_cnn.proof._scene import Scene, scene_of
 from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span, clip
-from constrained_cnn.receptive_field._flow import Field
+from constrained_cnn.receptive_field._digits import Field
 from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.tracing import trace
 

@@ -1,17 +1,18 @@
 """Carry fields through a graph: from the input to every value, axis by axis. Without torch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.graph import Graph, Layer, Read, Resample, Taps, Window
+from constrained_cnn.graph import By, Graph, Layer, Read, Resample, Segment, Taps, Window
 from constrained_cnn.receptive_field._axis import AxisField
+from constrained_cnn.receptive_field._digits import Digit, Field, Spot
 from constrained_cnn.receptive_field._positions import PositionField
 
-Field = AxisField | PositionField
 POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp") for n in (1, 2, 3))
+_CHANNELS = 1
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Place:
     """What the units of a value see of one axis of the image.
 
     Attributes:
-        axis: The value's axis that runs along the image's; None where it is gone.
+        axis: The value's axis whose units stand at places of it; None where there is none.
         field: What a unit can see; None for all of the axis, whatever its length. Where it does not
             move with the unit it is listed unit by unit.
         local: The same, scales and gates left out: squeeze-excite, norms over positions.
@@ -35,75 +36,126 @@ class Place:
 
 
 Places = tuple[Place, ...]
+Spots = tuple[Spot, ...]
 
 
 def places(graph: Graph) -> list[Places]:
     """Return, for each value of the graph, its place along each axis of the image."""
-    ndim = len(graph.values[graph.inputs[0]].shape)
+    image = graph.values[graph.inputs[0]].shape
     start = AxisField()
-    found: list[Places | None] = [None] * len(graph.values)
-    found[graph.inputs[0]] = tuple(Place(axis, start, start, start) for axis in range(2, ndim))
+    found: list[Spots] = [()] * len(graph.values)
+    found[graph.inputs[0]] = tuple(
+        Spot((Digit(axis, 1, image[axis]),), start, start, start) for axis in range(2, len(image))
+    )
     for layer in graph.layers:
         for output, reads in zip(layer.outputs, layer.reads, strict=True):
             shape = graph.values[output].shape
             # What depends on another input alone has no place in this image.
-            placed = [(read, found[read.value]) for read in reads if found[read.value]]
+            placed = [read for read in reads if found[read.value]]
             if placed:
                 found[output] = tuple(
                     _meet(
                         layer,
-                        [_follow(layer, of[image], read, shape) for read, of in placed if of],
+                        [_follow(layer, graph, found, read, i, shape) for read in placed],
                         shape,
                     )
-                    for image in range(ndim - 2)
+                    for i in range(len(image) - 2)
                 )
-    return [place or () for place in found]
+    return [_settled(spots, value.shape) for spots, value in zip(found, graph.values, strict=True)]
+
+
+def _settled(spots: Spots, shape: Sequence[int]) -> Places:
+    """Return the places of a value: what units see along the axis that is the image's.
+
+    That is the axis that counts the units, or their most significant digit, or positions of all
+    axes of the image together, as tokens do. Where an axis holds channels too there is none.
+    """
+    together: dict[int, int] = {}
+    for digit in {digit for spot in spots for digit in spot.digits}:
+        together[digit.axis] = together.get(digit.axis, 1) * digit.count
+    return tuple(_place(spot, shape, together) for spot in spots)
+
+
+def _place(spot: Spot, shape: Sequence[int], together: Mapping[int, int]) -> Place:
+    telling = spot.without_idle().digits
+    if not telling:
+        return Place(None, spot.field, spot.local, spot.stage, spot.problem)
+    axis = telling[0].axis
+    if telling[0] != Digit(axis, 1, shape[axis]) and together[axis] != shape[axis]:
+        return Place(None, None, None, None, spot.problem)
+    spot = spot.along(axis, shape[axis])
+    return Place(axis, spot.field, spot.local, spot.stage, spot.problem)
 
 
 @dataclass(frozen=True)
 class _Arrival:
-    """A place as one read of a layer brings it.
+    """A spot as one read of a layer brings it.
 
     Attributes:
-        place: The place, on the axes of the layer's output.
+        spot: The spot, its digits on the axes of the layer's output.
         aside: Whether it only gates what another read brings.
     """
 
-    place: Place
+    spot: Spot
     aside: bool
 
 
-def _follow(layer: Layer, place: Place, read: Read, shape: Sequence[int]) -> _Arrival:
-    """Return what a read makes of a place; ``shape`` is that of the output."""
-    if place.axis is None:  # all of the axis went into it before: it can only scale or shift
-        return _Arrival(place, aside=True)
-    for axis, source in enumerate(read.axes):
-        if source is not None and source.axis == place.axis:
-            moved = _moved(place, source.by, shape[axis])
-            return _Arrival(replace(moved, axis=axis), read.gate)
-    if place.axis in read.unplaced and place.field is not None:
-        problem = place.problem or (
-            f"{layer.name} reads along the image in a way that differs from unit to unit"
-            if layer.known
-            else f"nobody has described what {layer.name} reads"
-        )
-        return _Arrival(Place(None, None, None, None, problem), read.gate)
-    return _Arrival(Place(None, None, None, None, place.problem), read.gate)
+def _follow(
+    layer: Layer, graph: Graph, found: Sequence[Spots], read: Read, image: int, shape: Sequence[int]
+) -> _Arrival:
+    """Return what a read makes of a spot; ``shape`` is that of the output."""
+    spot, before = found[read.value][image], graph.values[read.value].shape
+    if not spot.digits:  # where all of the axis went into it before it can only scale or shift
+        return _Arrival(spot, read.gate or spot.field is None)
+    for axis, unit in read.picks:
+        spot = spot.picked(axis, unit)
+    if read.reshapes and spot.units > 1:
+        moved = spot.reshaped(before, shape)
+        where = f"{layer.name} cuts the image where its units are not"
+        return _Arrival(moved or _unknown(spot, where), read.gate)
+    to = {by.axis: (axis, by.by) for axis, by in enumerate(read.axes) if by is not None}
+    gone = {digit.axis for digit in spot.digits if digit.axis not in to}
+    if gone.intersection(read.unplaced) and spot.field is not None:
+        differs = f"{layer.name} reads along the image in a way that differs from unit to unit"
+        unsaid = f"nobody has described what {layer.name} reads"
+        return _Arrival(_unknown(spot, differs if layer.known else unsaid), read.gate)
+    spot = spot.without(lambda digit: digit.axis in gone)
+    slid = {digit.axis for digit in spot.digits if to[digit.axis][1] is not None}
+    slid |= {d.axis for d in spot.digits if before[d.axis] != shape[to[d.axis][0]]}
+    rest = {digit.axis for digit in spot.digits} - slid
+    if slid and rest:  # of its digits some stay, and the units of others are mixed
+        if min(slid | rest) != _CHANNELS or {_CHANNELS} not in (slid, rest):
+            where = f"{layer.name} works inside windows of the image"
+            return _Arrival(_unknown(spot, where), read.gate)
+        apart = slid if slid == {_CHANNELS} else rest  # channels are not told apart
+        spot = spot.without(lambda digit: digit.axis in apart)
+        slid -= apart
+    if len(slid) > 1:
+        where = f"{layer.name} slides over parts of one axis of the image"
+        return _Arrival(_unknown(spot, where), read.gate)
+    for axis in slid:
+        out, by = to[axis]
+        spot = _moved(spot.along(axis, before[axis]), by, Digit(out, 1, shape[out]))
+    if not slid:
+        spot = replace(spot, digits=tuple(replace(d, axis=to[d.axis][0]) for d in spot.digits))
+    return _Arrival(spot, read.gate)
 
 
-def _moved(place: Place, by: Window | Resample | Taps | None, units: int) -> Place:
-    if by is None:
-        return place
+def _unknown(spot: Spot, why: str) -> Spot:
+    return Spot(problem=spot.problem or why)
 
-    def step(field: Field | None) -> Field | None:
-        if field is None:
-            return None
-        if isinstance(field, AxisField) and not isinstance(by, Taps):
+
+def _moved(spot: Spot, by: By | None, along: Digit) -> Spot:
+    """Return what is seen by the units of the output that read those of a spot."""
+
+    def step(field: Field) -> Field:
+        if by is None:
+            return field
+        if isinstance(field, AxisField) and isinstance(by, Window | Resample):
             return _step(by)(field)
-        return PositionField.reading(field, _listed(by), units)
+        return PositionField.reading(field, _listed(by), along.count)
 
-    field, local, stage = map(step, (place.field, place.local, place.stage))
-    return Place(place.axis, field, local, stage, place.problem)
+    return spot.map(step, [along])
 
 
 def _step(by: Window | Resample) -> Callable[[AxisField], AxisField]:
@@ -115,12 +167,14 @@ def _step(by: Window | Resample) -> Callable[[AxisField], AxisField]:
     )
 
 
-def _listed(by: Window | Resample | Taps) -> Callable[[int], Sequence[int]]:
+def _listed(by: By) -> Callable[[int], Sequence[int]]:
     """Return which units a unit reads."""
     if isinstance(by, Resample):
         return _taps(by)
     if isinstance(by, Taps):
         return lambda unit: by.units[unit]
+    if isinstance(by, Segment):
+        return lambda unit: range(max(unit - by.start, 0), min(unit - by.start + 1, by.length))
 
     def taps(unit: int) -> Sequence[int]:
         if not by.transposed:
@@ -159,29 +213,45 @@ def _taps(by: Resample) -> Callable[[int], Sequence[int]]:
             raise InvalidInputError(f"kind={kind!r}: is no way to resample that is known")
 
 
-def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Place:
-    """Return the place of an output of this shape from all that it reads."""
-    axes = [arrival.place.axis for arrival in arrivals if arrival.place.axis is not None]
-    axis = axes[0] if axes else None
-    if len(set(axes)) > 1:  # unit i of the one axis meets every unit of the other
-        arrivals = [replace(arrival, place=_lost(arrival.place, axis)) for arrival in arrivals]
-    there = [arrival.place for arrival in arrivals]
-    main = [arrival.place for arrival in arrivals if not arrival.aside]
-    problem = next((place.problem for place in there if place.problem), "")
-    units = 0 if axis is None else shape[axis]
-    field = _union([place.field for place in there], units)
-    local = _union([place.local for place in main], units)
-    stage = _union([place.stage for place in main], units)
+def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Spot:
+    """Return the spot of an output of this shape from all that it reads."""
+    arrivals = _on_one_axis(arrivals, shape)
+    bearing = [arrival for arrival in arrivals if arrival.spot.digits]
+    most = max(bearing, key=lambda a: (not a.aside, len(a.spot.digits)), default=None)
+    digits = most.spot.digits if most else ()
+    brought = [_brought(arrival.spot, digits) for arrival in arrivals]
+    problem = next((spot.problem for spot in brought if spot.problem), "")
+    if problem and not digits:
+        return Spot(problem=problem)
+    main = [spot for spot, one in zip(brought, arrivals, strict=True) if not one.aside]
+    units = math.prod(digit.count for digit in digits)
+    field = _union([spot.field for spot in brought], units)
+    local = _union([spot.local for spot in main], units)
+    stage = _union([spot.stage for spot in main], units)
     if isinstance(stage, PositionField):  # of two branches only one went through a pool
         stage = None
     if layer.op in POOLS and stage is not None:
         stage = AxisField()
-    return Place(axis, field, local, stage, problem)
+    return Spot(digits, field, local, stage, problem)
 
 
-def _lost(place: Place, axis: int | None) -> Place:
-    """Return what is left of a place for the units of ``axis``: all, unless it lies along it."""
-    return place if place.axis == axis else Place(None, None, None, None, place.problem)
+def _on_one_axis(arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Sequence[_Arrival]:
+    """Return spots that lie along one axis in different digits as what its index sees."""
+    kinds = {arrival.spot.digits for arrival in arrivals if arrival.spot.digits}
+    axes = {digit.axis for digits in kinds for digit in digits}
+    if len(kinds) < 2 or len(axes) > 1:
+        return arrivals
+    (axis,) = axes
+    return [replace(one, spot=one.spot.along(axis, shape[axis])) for one in arrivals]
+
+
+def _brought(spot: Spot, digits: tuple[Digit, ...]) -> Spot:
+    """Return a spot for units with these digits; on other axes its units are taken together."""
+    axes = {digit.axis for digit in digits}
+    spot = spot.without(lambda digit: digit.axis not in axes)
+    if not spot.digits and spot.field is None:
+        return spot
+    return spot.spread_over(digits) or _unknown(spot, "parts that are cut in other ways are joined")
 
 
 def _union(fields: Sequence[Field | None], units: int) -> Field | None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from constrained_cnn.errors import InvalidInputError, TracingError, check_integer
-from constrained_cnn.graph import Graph, Layer, Read, Window
+from constrained_cnn.graph import Graph, Layer, Read, Resample, Window
 from constrained_cnn.receptive_field._axis import AxisField, Span, clip
-from constrained_cnn.receptive_field._flow import POOLS, Field, Place, Places, places
+from constrained_cnn.receptive_field._digits import Field
+from constrained_cnn.receptive_field._flow import POOLS, Place, Places, places
 from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.table import Table
 from constrained_cnn.tracing import as_graph
@@ -134,6 +135,7 @@ class LayerField:
         return slides or any(more != 0 for more in self.growth)
 
 
+_MOST_PHASES = 6
 _SHEET = ("<layer", "n_in", "k", "p", "s", "d", "n_out", "jump", "r")
 
 
@@ -303,7 +305,7 @@ def _sizes(axis: Axis) -> str:
     if axis.is_global:
         return "all"
     sizes = axis.sizes
-    if not axis.is_shift_invariant:
+    if not axis.is_shift_invariant or len(sizes) > _MOST_PHASES:
         least, most = min(sizes, default=0), max(sizes, default=0)
         return str(most) if least == most else f"{least} to {most}"
     return str(sizes[0]) if len(set(sizes)) == 1 else " / ".join(map(str, sizes))
@@ -409,12 +411,17 @@ def _last_spatial(graph: Graph, found: Sequence[Places]) -> int:
                         "no field; name a layer before that: layer=..."
                     )
                 return value
-        anew = anew or any(
-            source is not None and source.by not in (None, Window(stride=0))
-            for read in layer.reads[0]
-            for source in read.axes
-        )
+        anew = anew or any(_slides(graph, read) for read in layer.reads[0])
     return graph.inputs[0]
+
+
+def _slides(graph: Graph, read: Read) -> bool:
+    """Whether a window of several taps, or resampling, runs over an axis of several units."""
+    shape = graph.values[read.value].shape
+    by = [source.by for source in read.axes if source is not None and shape[source.axis] > 1]
+    return any(
+        isinstance(one, Resample) or (isinstance(one, Window) and one.kernel > 1) for one in by
+    )
 
 
 def _row(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:

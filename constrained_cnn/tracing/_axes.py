@@ -31,10 +31,9 @@ def permutation(call: Call) -> Reads:
 
 
 def reshape(call: Call) -> Reads:
-    """Axes that stay are kept; one that is merged is read whole, one that is cut is not placed."""
+    """All elements in their order; the axes that stay are named."""
     x, out = call.input, call.output
     axes: list[AxisRead | None] = [None] * out.ndim
-    cut: list[int] = []
     for before, after in groups(tuple(x.shape), tuple(out.shape)):
         real_before = [axis for axis in before if x.shape[axis] > 1]
         real_after = [axis for axis in after if out.shape[axis] > 1]
@@ -42,14 +41,12 @@ def reshape(call: Call) -> Reads:
             axes[real_after[0]] = AxisRead(real_before[0])
         elif not real_before and len(before) == len(after) == 1:
             axes[after[0]] = AxisRead(before[0])
-        elif len(real_after) > 1 and len(real_before) >= 1:
-            cut += real_before
     singles = [axis for axis in range(x.ndim) if x.shape[axis] == 1]
     free = [axis for axis in range(out.ndim) if out.shape[axis] == 1 and axes[axis] is None]
     taken = {read.axis for read in axes if read is not None}
     for axis, place in zip([a for a in singles if a not in taken], free, strict=False):
         axes[place] = AxisRead(axis)
-    return (call.read(x, axes, unplaced=cut),)
+    return (call.read(x, axes, reshapes=True),)
 
 
 def groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -100,13 +97,16 @@ def stretched(call: Call) -> Reads:
 
 
 def parts(call: Call) -> Reads:
-    """Runs of units along one axis: chunk, split, narrow, unbind."""
+    """Runs of units along one axis, or single ones: chunk, split, narrow, unbind, select."""
     x = call.input
     position = {"narrow": 1, "unbind": 1, "select": 1}.get(call.op, 2)
     axis = call.get(position, "dim", 0) % x.ndim
     if call.op in ("unbind", "select"):
+        first = call.get(2, "index") % x.shape[axis] if call.op == "select" else 0
         axes: list[AxisRead | None] = [AxisRead(i) for i in range(x.ndim) if i != axis]
-        return (call.read(x, axes, unplaced=[axis]),) * len(call.outputs)
+        return tuple(
+            call.read(x, axes, picks=[(axis, first + i)]) for i in range(len(call.outputs))
+        )
     start = call.get(2, "start") if call.op == "narrow" else 0
     reads: list[tuple[Read, ...]] = []
     for out in call.outputs:
@@ -128,7 +128,7 @@ def indexing(call: Call) -> Reads:
     if ... not in index:
         index = (*index, ...)
     axes: list[AxisRead | None] = []
-    picked: list[int] = []
+    picks: list[tuple[int, int]] = []
     axis = 0
     for item in index:
         if item is None:
@@ -137,14 +137,14 @@ def indexing(call: Call) -> Reads:
             axes += [AxisRead(i) for i in range(axis, x.ndim - named + axis)]
             axis += x.ndim - named
         elif isinstance(item, int):
-            picked.append(axis)
+            picks.append((axis, item % x.shape[axis]))
             axis += 1
         else:
             start, _, step = item.indices(x.shape[axis])
             sliced = Window(stride=step, padding=-start) if (start, step) != (0, 1) else None
             axes.append(AxisRead(axis, sliced))
             axis += 1
-    return (call.read(x, axes, unplaced=picked),)
+    return (call.read(x, axes, picks=picks),)
 
 
 def padding(call: Call) -> Reads:
@@ -187,17 +187,15 @@ def rolled(call: Call) -> Reads:
 
 
 def repeated(call: Call) -> Reads:
-    """Copies one after another; where an axis had one unit, every copy reads it."""
+    """Copies one after another."""
     x, out = call.input, call.output
     ahead = out.ndim - x.ndim
-    copied = [axis for axis in range(x.ndim) if 1 != x.shape[axis] != out.shape[ahead + axis]]
     axes: list[AxisRead | None] = [None] * ahead
-    for axis in range(x.ndim):
-        if x.shape[axis] == out.shape[ahead + axis]:
-            axes.append(AxisRead(axis))
-        else:
-            axes.append(None if axis in copied else AxisRead(axis, Window(stride=0)))
-    return (call.read(x, axes, unplaced=copied),)
+    for axis, size in enumerate(x.shape):
+        times = out.shape[ahead + axis] // size
+        copies = Taps(tuple((unit,) for unit in range(size)) * times)
+        axes.append(AxisRead(axis, None if times == 1 else copies))
+    return (call.read(x, axes),)
 
 
 def interleaved(call: Call) -> Reads:

@@ -57,11 +57,14 @@ class Call:
         *,
         gate: bool = False,
         unplaced: Sequence[int] = (),
+        picks: Sequence[tuple[int, int]] = (),
+        reshapes: bool = False,
     ) -> tuple[Read, ...]:
         """Return a read of ``tensor``, or none where it does not depend on the network's input."""
         if id(tensor) not in self.values:
             return ()
-        return (Read(self.values[id(tensor)], tuple(axes), gate, tuple(unplaced)),)
+        value = self.values[id(tensor)]
+        return (Read(value, tuple(axes), gate, tuple(unplaced), tuple(picks), reshapes),)
 
     def broadcast(self, tensor: Any, *, gate: bool = False) -> tuple[Read, ...]:
         """Return a read of ``tensor`` unit by unit, stretched over the output as torch does."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import AxisRead, Read, Taps, Window
+from constrained_cnn.graph import AxisRead, Read, Segment, Taps, Window
 from constrained_cnn.tracing._call import Call, Reads, elementwise, kept, tensors
 
 
@@ -122,23 +122,21 @@ def multi_head_attention(call: Call) -> Reads:
 
 
 def concatenation(call: Call) -> Reads:
-    """Every unit may read the same unit of each part; parts along the axis are not told apart."""
+    """Parts one after another along an axis, or each on a unit of a new one."""
     parts = list(tensors(call.args[0] if call.args else call.kwargs["tensors"]))
-    axis = call.get(1, "dim", 0) % call.output.ndim
-    if call.op == "stack":
-        reads: list[Read] = []
-        for part in parts:
+    axis = call.get(1, "dim", call.kwargs.get("axis", 0)) % call.output.ndim
+    reads: list[Read] = []
+    start = 0
+    for part in parts:
+        if call.op == "stack":
             axes: list[AxisRead | None] = [AxisRead(i) for i in range(part.ndim)]
             reads += call.read(part, [*axes[:axis], None, *axes[axis:]])
-        return (tuple(reads),)
-    # An empty part of one axis is what torch lets pass.
-    found = [
-        read
-        for part in parts
-        if part.ndim == call.output.ndim
-        for read in call.read(part, kept(part, whole=[axis]), unplaced=[axis])
-    ]
-    return (tuple(found),)
+        elif part.ndim == call.output.ndim:  # an empty part of one axis is what torch lets pass
+            axes = kept(part)
+            axes[axis] = AxisRead(axis, Segment(start, part.shape[axis]))
+            reads += call.read(part, axes)
+            start += part.shape[axis]
+    return (tuple(reads),)
 
 
 def product(call: Call) -> Reads:
@@ -181,10 +179,13 @@ def letters_of(call: Call) -> tuple[list[str], str, list[Tensor]]:
 
 
 def glu(call: Call) -> Reads:
-    """One half of an axis gates the other."""
+    """One half of an axis times the other."""
     x = call.input
     axis = call.get(1, "dim", -1) % x.ndim
-    return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
+    first, second = kept(x), kept(x)
+    first[axis] = AxisRead(axis, Window())
+    second[axis] = AxisRead(axis, Window(padding=-call.output.shape[axis]))
+    return ((*call.read(x, first), *call.read(x, second)),)
 
 
 def cumulated(call: Call) -> Reads:
