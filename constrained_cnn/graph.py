@@ -5,7 +5,7 @@ Imports no torch: what is said about a network is worked out from these records 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 
@@ -13,6 +13,7 @@ from constrained_cnn.errors import InvalidInputError, closest
 
 __all__ = [
     "AxisRead",
+    "Border",
     "Graph",
     "Layer",
     "Read",
@@ -166,7 +167,7 @@ class Taps:
         units: For each unit of the output the units of the input that it reads.
     """
 
-    units: tuple[tuple[int, ...], ...]
+    units: tuple[Sequence[int], ...]
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,24 @@ class Segment:
     length: int
 
 
-By = Window | Resample | Taps | Segment
+@dataclass(frozen=True)
+class Border:
+    """Units around which others are put that repeat them, as reflected padding does.
+
+    Where an interval moves with the unit, positions outside the image stand for what they repeat.
+
+    Attributes:
+        kind: ``"reflect"`` or ``"replicate"``.
+        before: How many stand before the first; negative crops.
+        length: How many there are.
+    """
+
+    kind: str
+    before: int
+    length: int
+
+
+By = Window | Resample | Taps | Segment | Border
 
 
 @dataclass(frozen=True)
@@ -191,7 +209,7 @@ class AxisRead:
 
     Attributes:
         axis: The axis of the input.
-        by: The window, resampling, list or segment; None where unit i reads unit i.
+        by: The window, resampling, list, segment or border; None where unit i reads unit i.
     """
 
     axis: int
@@ -240,6 +258,7 @@ class Layer:
         in_place: Whether it wrote its output over its input.
         settings: Its arguments that are no tensors, by name: ``{"p": 0.069}``.
         known: Whether there is a rule for it; False only for ``trace(..., strict=False)``.
+        turn: Which of the operations of that name in that module it is, from 1.
     """
 
     op: str
@@ -251,11 +270,13 @@ class Layer:
     in_place: bool = False
     settings: Mapping[str, Setting] = field(default_factory=dict)
     known: bool = True
+    turn: int = 1
 
     @property
     def name(self) -> str:
-        """The path and the operation, for a table or an error."""
-        return f"{self.path}: {self.op}" if self.path else self.op
+        """The path and the operation, for a table or an error; ``"cat #2"`` for the second."""
+        name = f"{self.path}: {self.op}" if self.path else self.op
+        return name if self.turn == 1 else f"{name} #{self.turn}"
 
     @property
     def sources(self) -> frozenset[int]:

@@ -171,6 +171,87 @@ def test_every_unit_sees_what_its_gradient_reaches(name: str) -> None:
             assert span == ((min(reached), max(reached)) if reached else None), (number, unit)
 
 
+def each_row(x: Tensor, attention: nn.Module) -> Tensor:
+    n, c, h, w = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(n * h, w, c)
+    rows = attention(rows, rows, rows)[0]
+    return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def causal(x: Tensor) -> Tensor:
+    rows = x.permute(0, 2, 3, 1)
+    return F.scaled_dot_product_attention(rows, rows, rows, is_causal=True).permute(0, 3, 1, 2)
+
+
+RANGES: dict[str, nn.Module] = {
+    "cumulated round an end": Lambda(lambda x: x.roll(3, 3).cumsum(3)),
+    "pooled round an end": Lambda(lambda x: F.adaptive_avg_pool2d(x.roll(3, 3), (11, 4))),
+    "cumulated with holes": Lambda(
+        lambda x, a: a(x).cumsum(3), nn.ConvTranspose2d(2, 2, 1, stride=(1, 3))
+    ),
+    "resized by area": Lambda(lambda x: F.interpolate(x.roll(3, 3), size=(11, 4), mode="area")),
+    "attention in each row": Lambda(each_row, nn.MultiheadAttention(2, 1, batch_first=True)),
+    "causal attention": Lambda(causal),
+    "the last four": Lambda(lambda x, a: a(x.narrow(3, -4, 4)), conv()),
+    "rolled twice": Lambda(lambda x, a: a(torch.roll(x, (1, 2), (2, 2))), conv()),
+    "picked columns": Lambda(lambda x, a: a(x[:, :, [4, 2, 9, 10]]), conv()),
+    "picked channels": Lambda(lambda x, a: a(x[:, [1, 0]]), conv()),
+    "in an order the device knows": Lambda(lambda x, a: a(x[:, torch.tensor([1, 0]), 2:]), conv()),
+    "differences": Lambda(lambda x, a: a(torch.diff(x, 2, 3)), conv()),
+    "the larger channel": Lambda(lambda x, a: a(x.topk(1, 1)[0]), conv(1)),
+    "an odd factor": Lambda(lambda x: F.interpolate(x, scale_factor=1.4142, mode="bilinear")),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_and_orders(name: str) -> None:
+    torch.manual_seed(0)
+    network = RANGES[name].double().eval()
+    if "attention" not in name:
+        for weights in network.parameters():
+            nn.init.uniform_(weights, 0.5, 1.5)
+    image = (torch.rand(1, 2, SIDE, SIDE, dtype=torch.float64) + 0.5).requires_grad_()
+    value = network(image)
+    for number, axis in enumerate(measure_receptive_field(network, (2, SIDE, SIDE)).axes):
+        for unit in range(axis.units or 0):
+            (gradient,) = torch.autograd.grad(
+                value.select(2 + number, unit).sum(), image, retain_graph=True
+            )
+            reached = gradient.abs().sum([0, 1, 3 - number]).nonzero().flatten().tolist()
+            span = axis.interval(unit, clipped=True)
+            assert span == ((reached[0], reached[-1]) if reached else None), (number, unit)
+
+
+@pytest.mark.parametrize(
+    ("length", "options"),
+    [
+        (2, {"size": 82}),
+        (14, {"size": 46}),
+        (7, {"size": 287}),
+        (56, {"scale_factor": 2.3}),
+        (9, {"scale_factor": 0.6}),
+        (5, {"scale_factor": 1.7, "mode": "nearest-exact"}),
+    ],
+)
+def test_nearest_rounds_as_torch_does(length: int, options: dict[str, Any]) -> None:
+    read = F.interpolate(torch.arange(float(length))[None, None], **options).flatten().tolist()
+    network = Lambda(lambda x: F.interpolate(x, **options))
+    (axis,) = measure_receptive_field(network, (1, length)).axes
+    assert [axis.interval(unit) for unit in range(len(read))] == [(int(u), int(u)) for u in read]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_padding_that_repeats_stands_for_what_it_repeats(mode: str) -> None:
+    padded = Lambda(lambda x, a: a(F.pad(x, (2, 3), mode=mode)), nn.Conv1d(1, 1, 3))
+    (axis,) = measure_receptive_field(padded, (1, 16)).axes
+    assert [axis.interval(unit) for unit in (0, 1, 18)] == [(-2, 0), (-1, 1), (16, 18)]
+    rolled = Lambda(lambda x: F.pad(x.roll(1, 2), (2, 3), mode=mode))
+    numbers = torch.arange(16.0)[None, None]
+    read = F.pad(numbers.roll(1, 2), (2, 3), mode=mode).flatten().tolist()
+    (axis,) = measure_receptive_field(rolled, (1, 16)).axes
+    assert [axis.interval(unit) for unit in range(21)] == [(int(u), int(u)) for u in read]
+
+
 GLOBAL: dict[str, tuple[nn.Module, int | None]] = {
     # the network, and its size with gates left out
     "squeeze-excite": (Lambda(attended, conv(kernel=1)), 1),
@@ -250,7 +331,7 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
             "antialias",
         ),
         (
-            Lambda(lambda x, a: a(x[:, :, torch.tensor([1, 0, 3])]), conv(1)),
+            Lambda(lambda x, a: a(x[:, :, x[0, 0, 0].argsort()]), conv(1)),
             (1, 8, 8),
             None,
             TracingError,

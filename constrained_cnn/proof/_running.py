@@ -1,7 +1,7 @@
 """A copy of a network in double precision, run up to one of its values."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,9 +106,9 @@ class _Catch(Watcher):
         self._calls = 0
         self._from_image = {id(image): image}  # an id belongs to a tensor only while it lives
 
-    def leave(self, path: str, outputs: Any) -> None:
+    def leave(self, paths: Sequence[str], outputs: Any) -> None:
         """Keep what the module gave, if it is the one."""
-        if not self._target.op and path == self._target.path:
+        if not self._target.op and self._target.path in paths:
             # A clone: what follows may write into it.
             self.caught = next(tensors(outputs)).clone()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.graph import By, Graph, Layer, Read, Resample, Segment, Taps, Window
+from constrained_cnn.graph import Border, By, Graph, Layer, Read, Resample, Segment, Taps, Window
 from constrained_cnn.receptive_field._axis import AxisField
 from constrained_cnn.receptive_field._digits import Digit, Field, Spot
 from constrained_cnn.receptive_field._positions import PositionField
@@ -151,11 +151,22 @@ def _moved(spot: Spot, by: By | None, along: Digit) -> Spot:
     def step(field: Field) -> Field:
         if by is None:
             return field
-        if isinstance(field, AxisField) and isinstance(by, Window | Resample):
-            return _step(by)(field)
+        if isinstance(field, AxisField):
+            if isinstance(by, Border):
+                return field.window(1, padding=by.before)
+            if isinstance(by, Window) or (isinstance(by, Resample) and _is_regular(by, along)):
+                return _step(by)(field)
         return PositionField.reading(field, _listed(by), along.count)
 
     return spot.map(step, [along])
+
+
+def _is_regular(by: Resample, along: Digit) -> bool:
+    """Whether what is read repeats within the units there are, so that phases say more than a list.
+
+    Factors such as 1.4142 repeat after thousands.
+    """
+    return by.slope.denominator <= max(along.count, 16)
 
 
 def _step(by: Window | Resample) -> Callable[[AxisField], AxisField]:
@@ -173,6 +184,8 @@ def _listed(by: By) -> Callable[[int], Sequence[int]]:
         return _taps(by)
     if isinstance(by, Taps):
         return lambda unit: by.units[unit]
+    if isinstance(by, Border):
+        return lambda unit: [_repeated(unit - by.before, by)]
     if isinstance(by, Segment):
         return lambda unit: range(max(unit - by.start, 0), min(unit - by.start + 1, by.length))
 
@@ -184,6 +197,13 @@ def _listed(by: By) -> Callable[[int], Sequence[int]]:
         return [tap // by.stride for tap in reach if tap % by.stride == 0]
 
     return taps
+
+
+def _repeated(unit: int, by: Border) -> int:
+    """Return the unit that stands at a place within or around them."""
+    if by.kind == "replicate":
+        return min(max(unit, 0), by.length - 1)
+    return by.length - 1 - abs(by.length - 1 - abs(unit))
 
 
 def _taps(by: Resample) -> Callable[[int], Sequence[int]]:
@@ -201,12 +221,12 @@ def _taps(by: Resample) -> Callable[[int], Sequence[int]]:
         case "linear":
             return lambda unit: [math.floor(position(unit)), math.ceil(position(unit))]
         case "adaptive":
-            return lambda unit: [math.floor(unit * slope), math.ceil((unit + 1) * slope) - 1]
+            return lambda unit: range(math.floor(unit * slope), math.ceil((unit + 1) * slope))
         case "cubic":
 
             def cubic(unit: int) -> Sequence[int]:
                 whole = math.floor(position(unit))
-                return [whole] if whole == position(unit) else [whole - 1, whole + 2]
+                return [whole] if whole == position(unit) else range(whole - 1, whole + 3)
 
             return cubic
         case kind:

@@ -2,9 +2,10 @@
 
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
-from constrained_cnn.graph import AxisRead, Read, Resample, Taps, Window
+from constrained_cnn.graph import AxisRead, Border, By, Read, Resample, Segment, Taps, Window
 from constrained_cnn.tracing._call import Call, Reads, kept
 
 
@@ -25,7 +26,8 @@ def permutation(call: Call) -> Reads:
         rest = iter(axis for axis in order if axis not in source)
         order = [source[target.index(a)] if a in target else next(rest) for a in order]
     else:
-        one, other = (call.get(i, f"dim{i - 1}") % x.ndim for i in (1, 2))
+        names = ("axis0", "axis1") if "axis0" in call.kwargs else ("dim0", "dim1")
+        one, other = (call.get(i + 1, name) % x.ndim for i, name in enumerate(names))
         order[one], order[other] = order[other], order[one]
     return (call.read(x, [AxisRead(axis) for axis in order]),)
 
@@ -107,7 +109,7 @@ def parts(call: Call) -> Reads:
         return tuple(
             call.read(x, axes, picks=[(axis, first + i)]) for i in range(len(call.outputs))
         )
-    start = call.get(2, "start") if call.op == "narrow" else 0
+    start = call.get(2, "start") % x.shape[axis] if call.op == "narrow" else 0
     reads: list[tuple[Read, ...]] = []
     for out in call.outputs:
         axes = list(kept(x))
@@ -118,47 +120,76 @@ def parts(call: Call) -> Reads:
 
 
 def indexing(call: Call) -> Reads:
-    """Slices, new axes and single units; anything else is not placed."""
+    """Slices, new axes, single units, and units in an order that is given.
+
+    An order that only the input or the device knows is not placed, and neither are several.
+    """
     x, index = call.args[0], call.args[1]
     index = index if isinstance(index, tuple) else (index,)
-    simple = all(item is None or item is ... or isinstance(item, int | slice) for item in index)
-    if not simple or any(isinstance(item, bool) for item in index):
+    orders = [item for item in index if isinstance(item, list | Tensor)]
+    plain = [item for item in index if item is None or item is ... or _is_plain(item)]
+    if len(orders) > 1 or len(plain) + len(orders) < len(index) or not all(map(_is_order, orders)):
         return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
     named = sum(item is not None and item is not ... for item in index)
-    if ... not in index:
+    if not any(item is ... for item in index):
         index = (*index, ...)
     axes: list[AxisRead | None] = []
     picks: list[tuple[int, int]] = []
+    unplaced: list[int] = []
     axis = 0
     for item in index:
         if item is None:
             axes.append(None)
-        elif item is ...:
+            continue
+        if item is ...:
             axes += [AxisRead(i) for i in range(axis, x.ndim - named + axis)]
             axis += x.ndim - named
-        elif isinstance(item, int):
+            continue
+        if isinstance(item, int):
             picks.append((axis, item % x.shape[axis]))
-            axis += 1
-        else:
+        elif isinstance(item, slice):
             start, _, step = item.indices(x.shape[axis])
             sliced = Window(stride=step, padding=-start) if (start, step) != (0, 1) else None
             axes.append(AxisRead(axis, sliced))
-            axis += 1
-    return (call.read(x, axes, picks=picks),)
+        elif isinstance(item, Tensor) and item.is_meta:
+            axes.append(None)
+            unplaced.append(axis)
+        else:
+            units = tuple((unit % x.shape[axis],) for unit in map(int, item))
+            axes.append(AxisRead(axis, Taps(units)))
+        axis += 1
+    if picks and orders:  # numpy's rule: the axis may go to the front
+        return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
+    return (call.read(x, axes, picks=picks, unplaced=unplaced),)
+
+
+def _is_plain(item: object) -> bool:
+    return isinstance(item, int | slice) and not isinstance(item, bool)
+
+
+def _is_order(units: "list[object] | Tensor") -> bool:
+    if isinstance(units, Tensor):
+        return units.ndim == 1 and units.dtype not in (torch.bool, torch.uint8)
+    return all(isinstance(unit, int) and not isinstance(unit, bool) for unit in units)
 
 
 def padding(call: Call) -> Reads:
-    """Move the start; a circular pad reads round the ends."""
+    """Move the start; what is put around reads nothing, or repeats what is there."""
     x, amounts = call.get(0, "input"), list(call.get(1, "pad"))
-    circular = call.get(2, "mode", "constant") == "circular"
+    mode = call.get(2, "mode", "constant")
+    if call.op.startswith(("reflection", "replication")):  # as torch.export calls them
+        mode = "reflect" if call.op.startswith("reflection") else "replicate"
     axes = kept(x)
     for i in range(0, len(amounts), 2):
         axis, size = x.ndim - 1 - i // 2, x.shape[x.ndim - 1 - i // 2]
-        if circular:
-            units = range(-amounts[i], size + amounts[i + 1])
-            axes[axis] = AxisRead(axis, Taps(tuple((unit % size,) for unit in units)))
-        else:
-            axes[axis] = AxisRead(axis, Window(padding=amounts[i]))
+        before, behind = amounts[i : i + 2]
+        by: By = Window(padding=before)
+        if mode == "circular":
+            by = Taps(tuple((unit % size,) for unit in range(-before, size + behind)))
+        elif mode in ("reflect", "replicate") and max(before, behind) > 0:
+            by = Border(mode, before, size)
+        if before or behind:
+            axes[axis] = AxisRead(axis, by)
     return (call.read(x, axes),)
 
 
@@ -180,7 +211,10 @@ def rolled(call: Call) -> Reads:
         return (call.read(x, [None] * x.ndim, unplaced=range(x.ndim)),)
     shifts, dims = ([one] if isinstance(one, int) else list(one) for one in (shifts, dims))
     axes = kept(x)
+    by: dict[int, int] = {}  # an axis may be named again
     for shift, axis in zip(shifts, (axis % x.ndim for axis in dims), strict=True):
+        by[axis] = by.get(axis, 0) + shift
+    for axis, shift in by.items():
         size = x.shape[axis]
         axes[axis] = AxisRead(axis, Taps(tuple(((unit - shift) % size,) for unit in range(size))))
     return (call.read(x, axes),)
@@ -253,12 +287,17 @@ def scattered(call: Call) -> Reads:
     if len(replaced) == len(units):
         return (_written(call, source, new, axis),)
     old[axis] = AxisRead(axis, Taps(tuple(() if u in replaced else (u,) for u in units)))
-    if call.read(x, old):
+    if step == 1:
+        new[axis] = AxisRead(axis, Segment(start, len(replaced)))
+    else:
         taps = (((u - start) // step,) if u in replaced else () for u in units)
         new[axis] = AxisRead(axis, Taps(tuple(taps)))
-    elif (start, step) != (0, 1):  # into a constant, as padding is
-        new[axis] = AxisRead(axis, Window(1, step, -start, transposed=True))
     return ((*call.read(x, old), *_written(call, source, new, axis)),)
+
+
+def filled(call: Call) -> Reads:
+    """Every unit reads the number it is filled with."""
+    return (call.broadcast(call.get(1, "value")),)
 
 
 def _written(

@@ -1,7 +1,7 @@
 """One call of a torch operation, as the rules see it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -82,18 +82,26 @@ class Call:
         return self.read(tensor, axes, gate=gate)
 
 
-def tensors(arguments: Any) -> Iterator[Tensor]:
-    """Yield the tensors in ``arguments``, however nested."""
+def tensors(arguments: Any, _inside: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """Yield the tensors in ``arguments``, however nested; what holds itself is entered once."""
     if isinstance(arguments, Tensor):
         yield arguments
+        return
+    if isinstance(arguments, list | tuple):
+        items: Iterable[Any] = arguments
     elif isinstance(arguments, Mapping):
-        for item in arguments.values():
-            yield from tensors(item)
-    elif isinstance(arguments, list | tuple):
-        for item in arguments:
-            yield from tensors(item)
-    elif hasattr(arguments, "__dataclass_fields__"):
-        yield from tensors(list(vars(arguments).values()))
+        items = arguments.values()
+    elif is_dataclass(arguments) and not isinstance(arguments, type):
+        items = [getattr(arguments, part.name, None) for part in fields(arguments)]
+    else:
+        return
+    if id(arguments) not in _inside:
+        inside = _inside | {id(arguments)}
+        for item in items:
+            if isinstance(item, Tensor):
+                yield item
+            elif not isinstance(item, int | float | str | None):
+                yield from tensors(item, inside)
 
 
 def elementwise(call: Call) -> Reads:

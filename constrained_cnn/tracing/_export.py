@@ -69,5 +69,5 @@ class _Replay(Interpreter):
         with self._recorder.inside(stack[-1] if stack else ""):
             outcome = super().run_node(node)
         for path in stack:
-            self._recorder.leave(path, outcome)
+            self._recorder.leave([path], outcome)
         return outcome

@@ -10,7 +10,9 @@ from constrained_cnn.tracing._call import Call, Reads, elementwise, kept, tensor
 def reduction(call: Call) -> Reads:
     """Read the axes it runs over whole."""
     x = call.input
-    axes = call.get(2 if call.op == "norm" else 1, "dim", call.kwargs.get("axis"))
+    axes = call.get(
+        2 if call.op in ("norm", "linalg_vector_norm") else 1, "dim", call.kwargs.get("axis")
+    )
     if isinstance(axes, Tensor) or "other" in call.kwargs:  # the larger of two tensors
         return elementwise(call)
     if axes is None or isinstance(axes, bool) or axes == [] or axes == ():
@@ -51,6 +53,11 @@ def position_norm(call: Call) -> Reads:
         return (call.broadcast(x),)
     whole = range(0 if call.op == "batch_norm" else 1, x.ndim)
     return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
+
+
+def stored_norm(call: Call) -> Reads:
+    """Each unit reads itself; the statistics that come with it are empty."""
+    return (call.broadcast(call.get(0, "input")), *[()] * (len(call.outputs) - 1))
 
 
 def shuffled_channels(call: Call) -> Reads:
@@ -97,26 +104,37 @@ def matmul(call: Call) -> Reads:
 
 
 def attention(call: Call) -> Reads:
-    """Each query reads itself and every key and value."""
+    """Each query reads itself and every key and value; a causal one none behind its own place."""
     query, key, value = (call.get(i, name) for i, name in enumerate(("query", "key", "value")))
     reads = [*call.read(query, kept(query, whole=[-1]))]
+    ahead = None
+    if call.get(5, "is_causal", False):
+        length = key.shape[-2]
+        until = (min(unit + 1, length) for unit in range(query.shape[-2]))
+        ahead = AxisRead(key.ndim - 2, Taps(tuple(range(end) for end in until)))
     for other in (key, value):
         axes = [AxisRead(axis) if axis < other.ndim - 2 else None for axis in range(other.ndim)]
+        axes[-2] = ahead
         reads += call.read(other, axes)
     return (tuple(reads),)
 
 
 def multi_head_attention(call: Call) -> Reads:
-    """Each query reads itself and every key and value; (length, batch, channels)."""
+    """Each query reads itself and every key and value of its sample; (length, batch, channels)."""
     outputs: list[tuple[Read, ...]] = []
     for out in call.outputs:
         reads: list[Read] = []
         for i, name in enumerate(("query", "key", "value")):
             tensor = call.get(i, name)
-            if out is call.output and i == 0:
-                reads += call.read(tensor, kept(tensor, whole=[-1]))
-            else:
-                reads += call.read(tensor, [None] * out.ndim)
+            axes: list[AxisRead | None] = [None] * out.ndim
+            batched, place = tensor.ndim == 3, AxisRead(0) if i == 0 else None
+            if out is call.output:
+                axes[0] = place
+                axes[1] = AxisRead(1) if batched else None
+            else:  # the weights of attention: (batch, query, key), or with heads
+                axes[0] = AxisRead(1) if batched else None
+                axes[-2] = place
+            reads += call.read(tensor, axes)
         outputs.append(tuple(reads))
     return tuple(outputs)
 
@@ -193,8 +211,32 @@ def cumulated(call: Call) -> Reads:
     x = call.input
     axis = call.get(1, "dim") % x.ndim
     axes = kept(x)
-    axes[axis] = AxisRead(axis, Taps(tuple((0, unit) for unit in range(x.shape[axis]))))
+    axes[axis] = AxisRead(axis, Taps(tuple(range(unit + 1) for unit in range(x.shape[axis]))))
     return (call.read(x, axes),)
+
+
+def differences(call: Call) -> Reads:
+    """Each unit reads itself and as many behind it as differences are taken."""
+    x = call.get(0, "input")
+    axis = call.get(2, "dim", -1) % x.ndim
+    if any(call.get(i, name) is not None for i, name in ((3, "prepend"), (4, "append"))):
+        return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
+    axes = kept(x)
+    axes[axis] = AxisRead(axis, Window(call.get(1, "n", 1) + 1))
+    return (call.read(x, axes),)
+
+
+def ordered(call: Call) -> Reads:
+    """Each unit may read any along one axis: sort, topk, median."""
+    x = call.get(0, "input")
+    after_size = call.op in ("topk", "kthvalue")
+    axis = call.get(2 if after_size else 1, "dim", None if call.op == "median" else -1)
+    if axis is None:
+        return (call.read(x, [None] * call.output.ndim),) * len(call.outputs)
+    axis %= x.ndim
+    stays = call.output.ndim == x.ndim
+    axes = [None if i == axis else AxisRead(i) for i in range(x.ndim) if stays or i != axis]
+    return (call.read(x, axes),) * len(call.outputs)
 
 
 def embedding(call: Call) -> Reads:

@@ -1,6 +1,9 @@
 """Watch a network run and write down what it does, operation by operation."""
 
 import re
+import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +29,7 @@ from constrained_cnn.tracing._rules import (
     SOURCES,
     Operation,
     find,
+    is_unit_wise,
 )
 from constrained_cnn.tracing._settings import settings_of
 
@@ -42,7 +46,9 @@ class Watcher(TorchFunctionMode):
     def __init__(self, model: str, shadow: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._names = {id(part): name for name, part in shadow.named_modules()}
+        self._paths: dict[int, list[str]] = {}  # a shared module has several
+        for path, part in shadow.named_modules(remove_duplicate=False):
+            self._paths.setdefault(id(part), []).append(path)
         self._stack: list[str] = []
 
     @property
@@ -59,20 +65,27 @@ class Watcher(TorchFunctionMode):
         finally:
             self._stack.pop()
 
-    def leave(self, path: str, outputs: Any) -> None:
-        """Note that the module at ``path`` ended, and what it gave."""
+    def leave(self, paths: Sequence[str], outputs: Any) -> None:
+        """Note that the module of these paths ended, and what it gave; None if it raised."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch all that runs meanwhile."""
+        """Watch all that runs meanwhile in this thread."""
+        thread = threading.get_ident()  # hooks on all modules are called by every thread
 
         def begins(module: nn.Module, _: Any) -> None:
-            self._stack.append(self._names.get(id(module), self.path))
+            if threading.get_ident() == thread:
+                self._stack.append(self._paths.get(id(module), [self.path])[0])
 
         def ends(module: nn.Module, _: Any, outputs: Any) -> None:
-            self.leave(self._stack.pop(), outputs)
+            if threading.get_ident() == thread:
+                self.leave(self._paths.get(id(module), [self._stack[-1]]), outputs)
+                self._stack.pop()
 
-        handles = [register_module_forward_pre_hook(begins), register_module_forward_hook(ends)]
+        handles = [
+            register_module_forward_pre_hook(begins),
+            register_module_forward_hook(ends, always_call=True),
+        ]
         try:
             with self:
                 yield
@@ -98,7 +111,8 @@ class Recorder(Watcher):
         self._known: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
         self._numbers: dict[int, int] = {}
         self._pieces: dict[int, int] = {}  # the number of each piece of memory
-        self._sharing: dict[int, set[int]] = {}  # the traced tensors in each piece
+        self._sharing: dict[int, set[int]] = {}  # the tensors in each piece
+        self._turns: Counter[tuple[str, str]] = Counter()
         self._made_of = {number: frozenset({weight}) for number, weight in weights.items()}
         self.values: list[TensorInfo] = []
         self.layers: list[Layer] = []
@@ -114,11 +128,11 @@ class Recorder(Watcher):
         for tensor in tensors(given):
             self._keep(tensor)
 
-    def leave(self, path: str, outputs: Any) -> None:
+    def leave(self, paths: Sequence[str], outputs: Any) -> None:
         """Note what a module gave: the first value in it."""
         for tensor in tensors(outputs):
             if id(tensor) in self._numbers:
-                self.modules[path] = self._numbers[id(tensor)]
+                self.modules |= dict.fromkeys(paths, self._numbers[id(tensor)])
                 return
 
     def numbers_of(self, outputs: Any) -> tuple[int, ...]:
@@ -135,20 +149,23 @@ class Recorder(Watcher):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "__rmatmul__":
+            func, args = torch.matmul, args[::-1]
         op = operation_name(func)
         sources = list(tensors((args, kwargs)))
-        if any(t.device == META and id(t) not in self._known for t in sources):
-            raise self._unknown(op, "is given a tensor that no operation seen here made")
+        self._check_origin(op, sources)
         brings = any(id(t) in self._numbers for t in sources[1:])
         if brings and sources[0].device != META and (op == "setitem" or is_in_place(func)):
             raise self._unknown(op, "writes into a tensor made on a fixed device")
-        args, kwargs = on_meta(sources, args, kwargs)
-        sources = list(tensors((args, kwargs)))
+        if op != "getitem":  # an order of units is known only while it has numbers in it
+            args, kwargs = on_meta(sources, args, kwargs)
+            sources = list(tensors((args, kwargs)))
         # Some look at a second tensor for its shape or type alone.
         read = sources[:1] if op in REFERENCES else sources
         given = [t for t in read if id(t) in self._numbers]
-        if sources and is_in_place(func):
-            self._check_in_place(op, sources)
+        written = list(tensors(kwargs.get("out")))
+        if written or (sources and is_in_place(func)):
+            self._check_written(op, written or sources[:1], sources)
         versions = [t._version for t in given]
         outcome = run(func, args, kwargs)
         made = tuple(tensors(outcome))
@@ -158,7 +175,7 @@ class Recorder(Watcher):
             if self._strict:
                 raise self._unknown(op, "writes into part of a tensor")
             made = (sources[0],)
-        if op in SOURCES:
+        if op in SOURCES and not (op == "fill" and brings):
             self._forget(op, made)
             return outcome
         if not given or not made:
@@ -192,6 +209,7 @@ class Recorder(Watcher):
             )
         weights = frozenset[int]().union(*(self._made_of.get(id(t), ()) for t in sources))
         work = None if operation is None else operation.work(call)
+        self._turns[self.path, call.op] += 1
         self.layers.append(
             Layer(
                 call.op,
@@ -203,6 +221,7 @@ class Recorder(Watcher):
                 in_place,
                 settings_of(func, call),
                 operation is not None,
+                self._turns[self.path, call.op],
             )
         )
 
@@ -224,22 +243,52 @@ class Recorder(Watcher):
             if number is not None and shared:
                 raise self._unknown(op, "writes in place into what another tensor is a view of")
 
-    def _check_in_place(self, op: str, given: Sequence[Tensor]) -> None:
-        """Refuse to mix another value into a tensor that shares its memory with a third."""
-        target, *others = given
-        if not any(id(other) in self._numbers for other in others if other is not target):
-            return
-        memory = target.untyped_storage()._cdata
-        if self._sharing.get(memory, set()) - {id(target)}:
-            raise self._unknown(op, "writes in place into what another tensor is a view of")
+    def _check_origin(self, op: str, sources: Sequence[Tensor]) -> None:
+        """Refuse what comes from nowhere: its costs and what it depends on are not known."""
+        for tensor in sources:
+            if id(tensor) in self._known:
+                continue
+            if isinstance(tensor, nn.Parameter):
+                raise TracingError(
+                    f"operation {op!r} in {self._where()} uses a parameter of shape "
+                    f"{tuple(tensor.shape)} that is not registered in the network; register its "
+                    "module, or call the network once before, if its forward builds it"
+                )
+            if tensor.device == META:
+                raise self._unknown(op, "is given a tensor that no operation seen here made")
+
+    def _check_written(self, op: str, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Refuse to write what depends on the input where another tensor shares the memory.
+
+        What that other tensor then depends on would go unnoticed, unless each unit only changes in
+        its place.
+        """
+        for target in targets:
+            others = [source for source in sources if source is not target]
+            brings = any(id(other) in self._numbers for other in others)
+            if not brings and (id(target) not in self._numbers or is_unit_wise(op)):
+                continue
+            if op in SOURCES:
+                raise self._unknown(op, "fills a tensor with what depends on the input")
+            shared = self._sharing[target.untyped_storage()._cdata] - {id(target)}
+            if any(self._is_held(key) for key in shared):
+                raise self._unknown(op, "writes in place into what another tensor is a view of")
+
+    def _is_held(self, key: int) -> bool:
+        """Whether the network still holds a tensor; those that only stand in these notes are gone.
+
+        Python counts the holders: the notes, and the two names a call to ``getrefcount`` takes.
+        """
+        tensor = self._known[key]
+        return sys.getrefcount(tensor) > 3
 
     def _keep(self, tensor: Tensor) -> None:
         self._known[id(tensor)] = tensor
+        self._sharing.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
 
     def _new_value(self, tensor: Tensor) -> int:
         self._keep(tensor)
         storage = tensor.untyped_storage()._cdata
-        self._sharing.setdefault(storage, set()).add(id(tensor))
         piece = self._pieces.setdefault(storage, len(self._pieces))
         number = len(self.values)
         self.values.append(
@@ -248,11 +297,14 @@ class Recorder(Watcher):
         self._numbers[id(tensor)] = number
         return number
 
+    def _where(self) -> str:
+        return f"module {self.path!r} of {self.model}" if self.path else self.model
+
     def _unknown(self, op: str, why: str) -> "UndescribedError":
-        where = f"module {self.path!r} of {self.model}" if self.path else self.model
         return UndescribedError(
-            f"operation {op!r} in {where} {why}, so what its outputs read is not known; use an "
-            "operation that is described, or describe it: constrained_cnn.tracing.register_op"
+            f"operation {op!r} in {self._where()} {why}, so what its outputs read is not known; "
+            "use an operation that is described, or describe it: "
+            "constrained_cnn.tracing.register_op"
         )
 
 

@@ -5,10 +5,11 @@ name: ``add_``, ``__radd__`` and ``torch.add`` are all ``add``. :func:`register_
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
-from constrained_cnn.errors import InvalidInputError, closest
-from constrained_cnn.graph import Work
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, closest
+from constrained_cnn.graph import Read, Work
 from constrained_cnn.tracing import _axes, _mixing, _windows, _work
 from constrained_cnn.tracing._call import Call, Reads, elementwise
 
@@ -31,15 +32,17 @@ class Operation:
 
 _ELEMENTWISE = frozenset(
     """
-    abs add addcdiv addcmul and atan bernoulli bitwise_and bitwise_not bitwise_or ceil celu
-    clamp clamp_max clamp_min copysign cos dequantize div divide elu eq erf exp expm1
-    fake_quantize_per_tensor_affine floor floor_divide floordiv fmod ge gelu gt hardshrink
-    hardsigmoid hardswish hardtanh heaviside invert isfinite isinf isnan le leaky_relu lerp log
-    log10 log1p log2 logical_and logical_not logical_or logit logsigmoid lt masked_fill maximum
-    minimum mish mod mul multiply nan_to_num ne neg or pow prelu quantize_per_tensor reciprocal
-    relu relu6 remainder round rrelu rsqrt selu sigmoid sign silu sin softplus softshrink softsign
-    sqrt square sub subtract tan tanh tanhshrink threshold  true_divide truediv trunc truncate
-    where xlogy xor
+    abs absolute acos acosh add addcdiv addcmul and arccos arcsin arctan asin asinh atan atan2
+    atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max
+    clamp_min clip copysign cos cosh deg2rad dequantize div divide elu eq erf erfc exp exp2 expm1
+    fake_quantize_per_tensor_affine fix float_power floor floor_divide floordiv fmax fmin fmod frac
+    ge gelu greater gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot invert isclose
+    isfinite isinf isnan le leaky_relu lerp less log log10 log1p log2 logaddexp logaddexp2
+    logical_and logical_not logical_or logical_xor logit logsigmoid lt masked_fill maximum minimum
+    mish mod mul multiply nan_to_num ne neg negative or pow prelu quantize_per_tensor rad2deg
+    reciprocal relu relu6 remainder round rrelu rsqrt selu sgn sigmoid sign signbit silu sin sinc
+    sinh softplus softshrink softsign sqrt square sub subtract tan tanh tanhshrink threshold
+    true_divide truediv trunc truncate where xlogy xor
     """.split()  # noqa: SIM905
 )
 
@@ -54,8 +57,8 @@ _MOVES = frozenset(
 
 _REDUCTIONS = frozenset(
     """
-    all amax amin any argmax argmin logsumexp max mean min norm prod std std_mean sum var
-    var_mean
+    all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean min
+    nanmean nansum norm prod std std_mean sum var var_mean
     """.split()  # noqa: SIM905
 )
 
@@ -71,7 +74,7 @@ _UPSAMPLES = (
 REFERENCES = frozenset({"expand_as", "reshape_as", "to", "type_as", "view_as"})
 
 # Of their first tensor they read only what the second does not replace.
-OVERWRITERS = frozenset({"copy", "slice_scatter", "select_scatter"})
+OVERWRITERS = frozenset({"copy", "fill", "slice_scatter", "select_scatter"})
 
 # They take a tensor for its shape, not for what it holds.
 SOURCES = frozenset(
@@ -118,6 +121,8 @@ def _table() -> dict[str, Operation]:
         **dict.fromkeys(
             ["batch_norm", "group_norm", "instance_norm"], (_mixing.position_norm, _work.norm)
         ),
+        # Batch norm with stored statistics, as torch.export calls it.
+        "_native_batch_norm_legit_no_training": (_mixing.stored_norm, _work.stored_norm),
         **dict.fromkeys(["layer_norm", "rms_norm"], (_mixing.layer_norm, _work.norm)),
         "local_response_norm": (_mixing.across_channels, _work.norm),
         "linear": (_mixing.linear, _work.linear),
@@ -139,7 +144,16 @@ def _table() -> dict[str, Operation]:
         **dict.fromkeys(
             ["cat", "concat", "concatenate", "stack"], (_mixing.concatenation, _work.none)
         ),
-        **dict.fromkeys(["cumsum", "cumprod"], (_mixing.cumulated, _work.each)),
+        **dict.fromkeys(
+            ["cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"],
+            (_mixing.cumulated, _work.each),
+        ),
+        "diff": (_mixing.differences, _work.each),
+        **dict.fromkeys(
+            ["sort", "argsort", "msort", "topk", "kthvalue", "median", "mode"],
+            (_mixing.ordered, _work.reduction_of_input),
+        ),
+        "one_hot": (_mixing.embedding, _work.none),
         **dict.fromkeys(
             ["permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"],
             (_axes.permutation, _work.none),
@@ -162,6 +176,7 @@ def _table() -> dict[str, Operation]:
         "slice": (_axes.sliced, _work.none),
         **dict.fromkeys(["slice_scatter", "select_scatter"], (_axes.scattered, _work.none)),
         "copy": (_axes.copied, _work.none),
+        "fill": (_axes.filled, _work.none),
         **dict.fromkeys(_UPSAMPLES, (_windows.resampled, _work.interpolate)),
         **dict.fromkeys(
             [f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)]
@@ -188,6 +203,12 @@ _REGISTERED: dict[str, Operation] = {}  # the one open table; only register_op w
 def find(op: str) -> Operation | None:
     """Return what is known of the operation of that name."""
     return _BUILT_IN.get(op) or _REGISTERED.get(op)
+
+
+def is_unit_wise(op: str) -> bool:
+    """Return whether each unit of what the operation gives reads the same unit of its inputs."""
+    operation = find(op)
+    return operation is not None and operation.reads is elementwise
 
 
 def register_op(
@@ -234,4 +255,50 @@ def register_op(
         raise InvalidInputError(
             f"reads={reads!r}, work={work!r}: both must be functions of a Call; or give like="
         )
-    _REGISTERED[op] = Operation(reads, work)
+    _REGISTERED[op] = Operation(_checked_reads(op, reads), _checked_work(op, work))
+
+
+def _checked_reads(op: str, rule: ReadRule) -> ReadRule:
+    """Return the rule with what it gives looked at, for a rule of the user's own."""
+
+    def reads(call: Call) -> Reads:
+        found = _asked(op, "reads", rule, call)
+        wanted = f"one tuple of Reads for each of its {len(call.outputs)} outputs"
+        if not isinstance(found, tuple | list) or len(found) != len(call.outputs):
+            raise InvalidInputError(f"the rule reads= of {op!r} gave {found!r}: must be {wanted}")
+        for each, out in zip(found, call.outputs, strict=True):
+            if not isinstance(each, tuple | list) or not all(isinstance(r, Read) for r in each):
+                raise InvalidInputError(
+                    f"the rule reads= of {op!r} gave {each!r}: must be {wanted}"
+                )
+            if any(len(read.axes) != out.ndim for read in each):
+                raise InvalidInputError(
+                    f"the rule reads= of {op!r} gave {each!r}: must have one entry for each of the "
+                    f"{out.ndim} axes of its output"
+                )
+        return tuple(map(tuple, found))
+
+    return reads
+
+
+def _checked_work(op: str, rule: WorkRule) -> WorkRule:
+    def work(call: Call) -> Work:
+        found = _asked(op, "work", rule, call)
+        numbers = astuple(found) if isinstance(found, Work) else ()
+        if not numbers or not all(type(n) is int and n >= 0 for n in numbers):
+            raise InvalidInputError(
+                f"the rule work= of {op!r} gave {found!r}: must be a Work of integers from 0"
+            )
+        return found
+
+    return work
+
+
+def _asked(op: str, name: str, rule: Callable[[Call], Any], call: Call) -> Any:
+    try:
+        return rule(call)
+    except ConstrainedCNNError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidInputError(f"the rule {name}= of {op!r} failed: {reason}") from error

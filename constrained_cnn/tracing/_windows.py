@@ -1,13 +1,16 @@
 """What operations that slide over positions read: convolutions, pools, resampling."""
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import AxisRead, Resample, Window
+from constrained_cnn.graph import AxisRead, By, Resample, Taps, Window
 from constrained_cnn.tracing._call import Call, Reads, kept
 
 
@@ -43,7 +46,7 @@ def transposed_convolution(call: Call) -> Reads:
     return (call.read(x, over_windows(x, windows)),)
 
 
-def over_windows(x: Tensor, windows: Sequence[Window | Resample | None]) -> list[AxisRead | None]:
+def over_windows(x: Tensor, windows: Sequence[By | None]) -> list[AxisRead | None]:
     """Return reads by ``windows`` on the last axes, all channels before them, and the batch."""
     ahead = x.ndim - len(windows)
     axes: list[AxisRead | None] = [AxisRead(axis) for axis in range(ahead - 1)] + [None]
@@ -69,7 +72,7 @@ def pool_windows(call: Call) -> list[Window]:
     return list(map(Window, kernel, stride, padding, dilation))
 
 
-def on_last_axes(x: Tensor, windows: Sequence[Window | Resample | None]) -> list[AxisRead | None]:
+def on_last_axes(x: Tensor, windows: Sequence[By | None]) -> list[AxisRead | None]:
     """Return reads by ``windows`` on the last axes and unit by unit on the others."""
     ahead = x.ndim - len(windows)
     axes: list[AxisRead | None] = [AxisRead(axis) for axis in range(ahead)]
@@ -106,7 +109,7 @@ def interpolate(call: Call) -> Reads:
     scales = call.get(2, "scale_factor")
     exact = bool(call.get(5, "recompute_scale_factor", False)) or scales is None
     scale = spread(1.0 if scales is None else scales, x.ndim - 2)
-    windows: list[Resample] = []
+    windows: list[Resample | Taps] = []
     for axis in range(2, x.ndim):
         into, out = x.shape[axis], call.output.shape[axis]
         slope = Fraction(into, out)
@@ -114,8 +117,24 @@ def interpolate(call: Call) -> Reads:
             slope = Fraction(into - 1, max(out - 1, 1)) or Fraction(1)
         elif not exact:
             slope = 1 / Fraction(scale[axis - 2]).limit_denominator(10_000)
-        windows.append(Resample(kind.get(mode, mode), slope, aligned))
+        window = Resample(kind.get(mode, mode), slope, aligned)
+        nearest, by = "nearest" in mode, None if exact else scale[axis - 2]
+        windows.append(_as_torch_rounds(x, window, axis, (out, by)) if nearest else window)
     return (call.read(x, on_last_axes(x, windows)),)
+
+
+def _as_torch_rounds(
+    x: Tensor, window: Resample, axis: int, to: tuple[int, float | None]
+) -> Resample | Taps:
+    """Return the units torch reads one by one, where its rounding is not that of the fraction."""
+    into, (out, scale) = x.shape[axis], to
+    shift = Fraction(1, 2) if window.kind == "nearest-exact" else Fraction(0)
+    exact = [math.floor((unit + shift) * window.slope) for unit in range(out)]
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32  # they round otherwise
+    numbers = torch.arange(into, dtype=kind)[None, None]
+    read = F.interpolate(numbers, out if scale is None else None, scale, mode=window.kind)
+    units = read.flatten().long().tolist()
+    return window if units == exact[: len(units)] else Taps(tuple((unit,) for unit in units))
 
 
 def resampled(call: Call) -> Reads:

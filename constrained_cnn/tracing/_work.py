@@ -31,6 +31,11 @@ def reduction(call: Call) -> Work:
     return Work(pooling=call.input.numel())
 
 
+def reduction_of_input(call: Call) -> Work:
+    """It reads every element at least once."""
+    return Work(pooling=call.input.numel())
+
+
 def convolution(call: Call) -> Work:
     """Each element of the output takes one multiply-accumulate for each tap and channel."""
     weight, out = call.get(1, "weight"), call.output
@@ -138,6 +143,11 @@ def norm(call: Call) -> Work:
     running = {"batch_norm": not call.get(5, "training", False)}
     running["instance_norm"] = not call.get(5, "use_input_stats", True)
     return Work(norm=call.output.numel() * (2 if running.get(call.op) else 6))
+
+
+def stored_norm(call: Call) -> Work:
+    """Scale and shift."""
+    return Work(norm=2 * call.output.numel())
 
 
 def pool(call: Call) -> Work:
