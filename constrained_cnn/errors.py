@@ -26,6 +26,7 @@ __all__ = [
     "check_number",
     "check_probability",
     "closest",
+    "reason_of",
 ]
 
 
@@ -65,6 +66,17 @@ class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):
         super().__init__(message)
         self.epoch = epoch
         self.step = step
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line that an error says; the name of its kind if it says nothing.
+
+    Examples:
+        >>> reason_of(ValueError("\\n  no room\\nat all")), reason_of(KeyError())
+        ('no room', 'KeyError')
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def closest(word: str, words: Iterable[str]) -> str:

@@ -322,7 +322,7 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
         ),
         (Lambda(lambda x: torch.fft.fft2(x)), (1, 8, 8), None, TracingError, "'fft_fft2'.*no rule"),
         (Lambda(lambda x: x @ x.mT), (1, 8, 8), None, TracingError, "name a layer before that"),
-        (conv(1), (8, 8), None, TracingError, "must name the channels too"),
+        (conv(1), (8, 8), None, TracingError, "channels first, and is given"),
         (
             Lambda(lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True)),
             (1, 8, 8),

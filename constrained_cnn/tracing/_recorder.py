@@ -34,10 +34,22 @@ from constrained_cnn.tracing._rules import (
 from constrained_cnn.tracing._settings import settings_of
 
 META = torch.device("meta")
+CONVOLUTIONS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))
 
 
 class UndescribedError(TracingError):
-    """The network runs, and something in it is not described."""
+    """The network runs, and something in it is not described.
+
+    Attributes:
+        what: The operation, where it is, and why.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}, so what its outputs read is not known; use an operation that is described, "
+            "or describe it: constrained_cnn.tracing.register_op"
+        )
+        self.what = what
 
 
 class Watcher(TorchFunctionMode):
@@ -167,6 +179,9 @@ class Recorder(Watcher):
         if written or (sources and is_in_place(func)):
             self._check_written(op, written or sources[:1], sources)
         versions = [t._version for t in given]
+        misfit = misfit_of(Call(op, args, kwargs, (), {}))
+        if misfit:
+            raise ValueError(misfit)
         outcome = run(func, args, kwargs)
         made = tuple(tensors(outcome))
         for tensor in made:
@@ -301,11 +316,7 @@ class Recorder(Watcher):
         return f"module {self.path!r} of {self.model}" if self.path else self.model
 
     def _unknown(self, op: str, why: str) -> "UndescribedError":
-        return UndescribedError(
-            f"operation {op!r} in {self._where()} {why}, so what its outputs read is not known; "
-            "use an operation that is described, or describe it: "
-            "constrained_cnn.tracing.register_op"
-        )
+        return UndescribedError(f"operation {op!r} in {self._where()} {why}")
 
 
 def _whole(value: int, tensor: Tensor, out: Tensor, unplaced: bool) -> Read:
@@ -410,6 +421,33 @@ def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if x.ndim > 1 and sizes == {x.shape[1]}:
             return _BatchNorm.apply(x, *(t for t in tensors(channels) if t.requires_grad))
     return func(*args, **kwargs)
+
+
+def misfit_of(call: Call) -> str:
+    """Return what does not fit, in plainer words than torch's; empty if all does.
+
+    A transposed convolution without content takes any number of channels.
+    """
+    if not call.op.startswith(("conv", "linear")):
+        return ""
+    x, weight = call.get(0, "input"), call.get(1, "weight")
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
+        return ""
+    if call.op == "linear" and x.shape[-1] != weight.shape[-1]:
+        return f"linear expects {weight.shape[-1]} features, and is given {x.shape[-1]}"
+    if call.op not in CONVOLUTIONS:
+        return ""
+    spatial = weight.ndim - 2
+    if x.ndim != spatial + 2:
+        return (
+            f"{call.op} expects samples of {spatial + 1} axes, channels first, and is given "
+            f"{tuple(x.shape[1:])}; a shape has no batch: (1, 28, 28) for images of 28 x 28"
+        )
+    groups = call.get(6, "groups", 1)
+    expected = weight.shape[0] if "transpose" in call.op else weight.shape[1] * groups
+    if x.shape[1] != expected:
+        return f"{call.op} expects {expected} channels, and is given {x.shape[1]}"
+    return ""
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """Run a network without data, once in evaluation mode and once in training, and write it down."""
 
-import copy
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +16,19 @@ from constrained_cnn.errors import (
     TracingError,
     check_flag,
     check_integer,
+    reason_of,
 )
 from constrained_cnn.graph import Graph, TrainingRun, Weight
+from constrained_cnn.tracing._around import undisturbed
 from constrained_cnn.tracing._call import tensors
+from constrained_cnn.tracing._copy import copied
 from constrained_cnn.tracing._export import replay
 from constrained_cnn.tracing._recorder import META, Recorder, TrainingRecorder, UndescribedError
 
 # A prime: what divides by it grows with the batch, and what does not is kept once.
 BATCH = 1009
+
+_MOST_ELEMENTS = 10**12
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -73,9 +78,16 @@ def trace(
         [(1, 3, 8, 8), (1, 1, 8, 8)]
     """
     if not isinstance(model, nn.Module):
-        raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module")
+        hint = "; call it: a class makes a network" if isinstance(model, type) else ""
+        raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module{hint}")
+    _check_python(model)
     check_flag("strict", strict)
     wanted = _wanted(input_shape, inputs)
+    with undisturbed():
+        return _traced(model, wanted, strict)
+
+
+def _traced(model: nn.Module, wanted: Inputs, strict: bool) -> Graph:
     shadow, weights, numbers = _shadow_of(model)
     try:
         recorded, outputs = _evaluate(model, shadow, numbers, wanted, strict)
@@ -83,9 +95,7 @@ def trace(
         try:
             recorded, outputs = _evaluate_exported(model, shadow, numbers, wanted)
         except Exception as second:  # noqa: BLE001 - export raises errors of every kind
-            reason = (str(second) or type(second).__name__).splitlines()[0]
-            message = f"{error}. torch.export does not make it into such either: {reason}"
-            raise TracingError(message) from error
+            raise TracingError(_say_both(error, second)) from error
     return Graph(
         type(model).__name__,
         recorded.inputs,
@@ -98,6 +108,13 @@ def trace(
         _train(model, shadow, wanted),
         tuple(recorded.constants),
     )
+
+
+def _say_both(first: UndescribedError, second: Exception) -> str:
+    """Return one message for what both front ends say."""
+    if isinstance(second, UndescribedError) and second.what == first.what:
+        return str(second)
+    return f"{first.what}. torch.export does not take it apart either: {reason_of(second)}"
 
 
 def as_graph(
@@ -138,9 +155,11 @@ def _wanted(
     if inputs is None:
         if not isinstance(input_shape, tuple | list | torch.Size) or not input_shape:
             raise InvalidInputError(
-                f"input_shape={input_shape!r}: must be a shape, such as (1, 28, 28)"
+                f"input_shape={_shortly(input_shape)}: must be a shape, such as (1, 28, 28)"
             )
-        return (tuple(check_integer("input_shape", size, minimum=1) for size in input_shape),), {}
+        shape = tuple(check_integer("input_shape", size, minimum=1) for size in input_shape)
+        _check_size("input_shape", shape)
+        return (shape,), {}
     if isinstance(inputs, Mapping):
         given: Inputs = ((), dict(inputs))
     elif isinstance(inputs, list | tuple):
@@ -154,7 +173,36 @@ def _wanted(
         raise InvalidInputError(
             f"inputs={inputs!r}: must hold a shape, such as (1, 28, 28), or a tensor"
         )
+    for shape in filter(_is_shape, every):
+        _check_size("inputs", shape)
     return given
+
+
+def _shortly(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
+
+
+def _check_size(name: str, shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise InvalidInputError(
+            f"{name}={shape}: must have at most {_MOST_ELEMENTS:,} elements, or torch cannot count "
+            "what layers make of it"
+        )
+
+
+def _check_python(model: nn.Module) -> None:
+    """Refuse what torch has compiled: its operations do not pass by Python any more."""
+    if hasattr(model, "_orig_mod"):
+        raise InvalidInputError(
+            f"model={type(model).__name__}: is compiled; give what it was made of: model._orig_mod"
+        )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            place = f"module {path!r}" if path else "model"
+            raise InvalidInputError(
+                f"{place}={type(module).__name__}: is TorchScript, which cannot be looked into; "
+                "give the Python module it was made of"
+            )
 
 
 def _is_shape(item: Any) -> bool:
@@ -195,7 +243,7 @@ def _evaluate(
     recorder = Recorder(
         type(model).__name__, shadow, list(tensors((args, kwargs))), numbers, strict=strict
     )
-    with torch.random.fork_rng([]), torch.no_grad(), recorder.watching():
+    with torch.no_grad(), recorder.watching():
         try:
             outputs = shadow(*args, **kwargs)
         except ConstrainedCNNError:
@@ -213,7 +261,7 @@ def _evaluate_exported(
     args, kwargs = _samples(wanted, 1, _dtype_of(shadow))
     given = list(tensors((args, kwargs)))
     recorder = Recorder(type(model).__name__, shadow, given, numbers, strict=True)
-    with torch.random.fork_rng([]), torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what export deprecates in itself
         outputs = replay(recorder, shadow, args, kwargs)
     return recorder, recorder.numbers_of(outputs)
@@ -226,16 +274,16 @@ def _train(model: nn.Module, shadow: nn.Module, wanted: Inputs) -> TrainingRun:
     recorder = TrainingRecorder(
         type(model).__name__, shadow, list(tensors((args, kwargs))), batch=BATCH
     )
-    with torch.random.fork_rng([]), torch.enable_grad(), recorder.watching():
+    with torch.enable_grad(), recorder.watching():
         try:
             shadow(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the evaluation graph stands
-            return recorder.run(str(error) or type(error).__name__)
+            return recorder.run(reason_of(error))
     return recorder.run()
 
 
 def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = reason_of(error)
     where = f" in {recorder.path!r}" if recorder.path else ""
     if "meta" in reason and "cpu" in reason:
         return (
@@ -255,45 +303,29 @@ def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
 
 def _shadow_of(model: nn.Module) -> tuple[nn.Module, tuple[Weight, ...], dict[int, int]]:
     """Return a copy whose tensors have no content, the weights, and the number of each by id."""
-    memo: dict[int, Any] = {}
-    names: dict[int, list[str]] = {}
-    found: dict[int, Tensor] = {}
-    parts = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    for name, part in parts:
+    for name, part in _named(model):
         if is_lazy(part):
             raise TracingError(
                 f"{type(model).__name__}: {name!r} has no shape before the first call; call the "
                 "model once on a sample, then trace it"
             )
+    shadow = copied(model, lambda tensor: torch.empty_like(tensor, device=META))
+    names: dict[int, list[str]] = {}
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for (name, part), (_, empty) in zip(_named(model), _named(shadow), strict=True):
         names.setdefault(id(part), []).append(name)
-        found[id(part)] = part
-    weights: list[Weight] = []
-    numbers: dict[int, int] = {}
-    for number, (key, part) in enumerate(found.items()):
-        empty = torch.empty_like(part, device=META)
-        if isinstance(part, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=part.requires_grad)
-        memo[key] = empty
-        numbers[id(empty)] = number
-        weights.append(_weight(names[key], part))
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
-                memo[id(value)] = torch.empty_like(value, device=META)  # cannot be copied itself
-    try:
-        shadow = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TracingError(
-            f"{type(model).__name__} cannot be copied, and it is a copy that is traced: {error}"
-        ) from error
-    for module in shadow.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.device != META:
-                vars(module)[name] = value.to(META)  # a plain attribute: no parameter, no buffer
-    return shadow, tuple(weights), numbers
+        found[id(part)] = part, empty
+    weights = tuple(_weight(names[key], part) for key, (part, _) in found.items())
+    numbers = {id(empty): number for number, (_, empty) in enumerate(found.values())}
+    return shadow, weights, numbers
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return every parameter and buffer under each of its names."""
+    return [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
 
 
 def _weight(names: Sequence[str], part: Tensor) -> Weight:

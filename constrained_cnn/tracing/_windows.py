@@ -18,11 +18,6 @@ def convolution(call: Call) -> Reads:
     """Slide over the last axes; read all channels."""
     spatial = int(call.op[-2])
     x, weight = call.get(0, "input"), call.get(1, "weight")
-    if x.ndim == spatial + 1:
-        raise TracingError(
-            f"{call.op} is given {tuple(x.shape)}, which has no batch axis; the input shape must "
-            "name the channels too, as (1, 28, 28) does"
-        )
     stride = spread(call.get(3, "stride", 1), spatial)
     padding = call.get(4, "padding", 0)
     dilation = spread(call.get(5, "dilation", 1), spatial)

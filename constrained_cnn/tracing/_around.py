@@ -1,0 +1,67 @@
+"""What a network may change around itself when it runs, and must not."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch._C import _len_torch_function_stack
+from torch.overrides import _pop_mode, _push_mode
+from torch.utils import _device
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the state of the process as it was, whatever runs meanwhile.
+
+    Kept are the random numbers of torch on the CPU, of numpy and of Python, the default type and
+    device, and whether gradients are on. Meanwhile the default device is the CPU, inference mode is
+    off, and function modes that were entered before see nothing.
+
+    Examples:
+        >>> with undisturbed():
+        ...     torch.set_default_dtype(torch.float64)
+        >>> torch.get_default_dtype()
+        torch.float32
+    """
+    of_numpy = np.random.get_state()  # noqa: NPY002 - the global one, which a forward draws from
+    of_python = random.getstate()
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        with (
+            torch.random.fork_rng([]),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+            _no_default_device(),
+        ):
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _no_default_device() -> Iterator[None]:
+    """Start without a default device, and put back whatever there was.
+
+    A default device is a function mode among others, a global one that has to lie at the bottom of
+    them; to change it while others are entered breaks their order, so all are put aside.
+    """
+    default = torch._GLOBAL_DEVICE_CONTEXT
+    modes, context = _all_modes(), getattr(default, "device_context", None)
+    current = _device.CURRENT_DEVICE
+    default.device_context = _device.CURRENT_DEVICE = None
+    try:
+        yield
+    finally:
+        _all_modes()
+        for mode in reversed(modes):
+            _push_mode(mode)
+        default.device_context, _device.CURRENT_DEVICE = context, current
+
+
+def _all_modes() -> list[torch.overrides.TorchFunctionMode]:
+    """Take all function modes away, the last to be entered first."""
+    return [_pop_mode() for _ in range(_len_torch_function_stack())]
