@@ -131,6 +131,18 @@ def saved_bytes(model: nn.Module, shape: tuple[int, ...], batch: int) -> int:
     return sum(sizes.values())
 
 
+class Attends(nn.Module):
+    """Attention by one fused operation, in heads."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.qkv, self.options = nn.Linear(12, 36), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v, **self.options)
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
@@ -140,6 +152,8 @@ def saved_bytes(model: nn.Module, shape: tuple[int, ...], batch: int) -> int:
         (torchvision.models.mobilenet_v2(), (3, 64, 64)),
         (torchvision.models.convnext_tiny(), (3, 64, 64)),
         (nn.Sequential(nn.Conv2d(1, 4, 3).requires_grad_(False), nn.Tanh()), (1, 9, 9)),
+        (Attends(), (5, 12)),
+        (Attends(is_causal=True), (5, 12)),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.5), nn.Softmax(1)), (3, 4)),
     ],
     ids=lambda value: type(value).__name__,

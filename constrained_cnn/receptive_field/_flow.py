@@ -276,9 +276,12 @@ def _brought(spot: Spot, digits: tuple[Digit, ...]) -> Spot:
 
 def _union(fields: Sequence[Field | None], units: int) -> Field | None:
     """Return the union; None, which is everything, if any of them is, or there are none."""
-    known = [field for field in fields if field is not None]
-    if not known or len(known) < len(fields):
+    different = list(dict.fromkeys(fields))
+    known = [field for field in different if field is not None]
+    if not known or len(known) < len(different):
         return None
+    if len(known) == 1:
+        return known[0]
     regular = [field for field in known if isinstance(field, AxisField)]
     if len(regular) < len(known) or len({field.jump for field in regular}) > 1:
         return PositionField.joining(known, units)

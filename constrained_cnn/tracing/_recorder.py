@@ -420,6 +420,10 @@ def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         sizes = {tensor.numel() for tensor in tensors(channels)}
         if x.ndim > 1 and sizes == {x.shape[1]}:
             return _BatchNorm.apply(x, *(t for t in tensors(channels) if t.requires_grad))
+    if func is F.scaled_dot_product_attention:
+        given = list(tensors((args, kwargs)))
+        if not kwargs.get("dropout_p") and len(args) < 5 and not any(t.ndim < 3 for t in given[:3]):
+            return _Attention.apply(*given)
     return func(*args, **kwargs)
 
 
@@ -448,6 +452,22 @@ def misfit_of(call: Call) -> str:
     if x.shape[1] != expected:
         return f"{call.op} expects {expected} channels, and is given {x.shape[1]}"
     return ""
+
+
+class _Attention(torch.autograd.Function):
+    """What fused attention gives and keeps on a CPU, without content.
+
+    Without content torch takes its unfused way, which keeps the scores of every pair.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, *others: Tensor) -> Tensor:
+        value = others[1]
+        batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (query, *others[:2])))
+        rows = (*batch, query.shape[-2])
+        out = query.new_empty((*rows, value.shape[-1]))
+        ctx.save_for_backward(query, *others, out, query.new_empty(rows, dtype=torch.float32))
+        return out
 
 
 class _BatchNorm(torch.autograd.Function):
