@@ -16,6 +16,7 @@ __all__ = [
     "Border",
     "Graph",
     "Layer",
+    "Patch",
     "Read",
     "Resample",
     "Segment",
@@ -217,6 +218,25 @@ class AxisRead:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """How an axis of an image goes into one that counts patches, as ``unfold`` makes it.
+
+    Attributes:
+        axis: The axis of the input.
+        window: Slides along it, once for each patch.
+        into: The axis of the output; its ``index // step % count`` is the number of the window.
+        step: Patches from one window to the next.
+        count: How many windows there are.
+    """
+
+    axis: int
+    window: Window
+    into: int
+    step: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Read:
     """How one output of an operation reads one of its inputs.
 
@@ -232,6 +252,7 @@ class Read:
             described here.
         picks: Units of which one is read alone, as ``x[:, 0]`` does: pairs of an axis of the input
             and the unit.
+        patches: Axes of the input that go together into one of the output, window by window.
         reshapes: Whether the output is all of the input in another shape, its elements in their
             order; then the axes say which of them stay, and the shapes say the rest.
     """
@@ -241,6 +262,7 @@ class Read:
     gate: bool = False
     unplaced: tuple[int, ...] = ()
     picks: tuple[tuple[int, int], ...] = ()
+    patches: tuple[Patch, ...] = ()
     reshapes: bool = False
 
 

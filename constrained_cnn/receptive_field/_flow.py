@@ -109,6 +109,11 @@ def _follow(
         return _Arrival(spot, read.gate or spot.field is None)
     for axis, unit in read.picks:
         spot = spot.picked(axis, unit)
+    for patch in read.patches:
+        if any(digit.axis == patch.axis for digit in spot.digits):
+            spot = spot.along(patch.axis, before[patch.axis])
+            along = Digit(patch.into, patch.step, patch.count)
+            return _Arrival(_moved(spot, patch.window, along), read.gate)
     if read.reshapes and spot.units > 1:
         moved = spot.reshaped(before, shape)
         where = f"{layer.name} cuts the image where its units are not"

@@ -5,8 +5,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from constrained_cnn.graph import AxisRead, Border, By, Read, Resample, Segment, Taps, Window
-from constrained_cnn.tracing._call import Call, Reads, kept
+from constrained_cnn.graph import AxisRead, Border, By, Patch, Read, Resample, Segment, Taps, Window
+from constrained_cnn.tracing._call import Call, Reads, kept, spread
 
 
 def permutation(call: Call) -> Reads:
@@ -243,17 +243,34 @@ def interleaved(call: Call) -> Reads:
 
 
 def unfolded(call: Call) -> Reads:
-    """Windows along one axis, their taps on a new last axis; or patches as columns."""
+    """Windows along one axis, their taps on a new last axis."""
     x = call.input
-    if call.output.ndim != x.ndim + 1:  # torch.nn.functional.unfold joins the axes of the image
-        whole = range(2, x.ndim)
-        return (call.read(x, [AxisRead(0), None, None], unplaced=whole),)
     axis, size, step = (
         call.get(i, name) for i, name in ((1, "dimension"), (2, "size"), (3, "step"))
     )
+    if size is None or call.output.ndim != x.ndim + 1:  # torch.nn.functional.unfold
+        return patches(call)
     axes = kept(x)
     axes[axis] = AxisRead(axis % x.ndim, Window(size, step))
     return (call.read(x, [*axes, None]),)
+
+
+def patches(call: Call) -> Reads:
+    """Windows over the image, their taps among the channels, their places one after another."""
+    x = call.get(0, "input")
+    names = ("kernel_size", "dilation", "padding", "stride")
+    given = [call.get(i, name, int(i != 3)) for i, name in enumerate(names, start=1)]
+    kernel, dilation, padding, stride = (spread(value, 2) for value in given)
+    windows = list(map(Window, kernel, stride, padding, dilation))
+    counts = [
+        (size + 2 * w.padding - w.dilation * (w.kernel - 1) - 1) // w.stride + 1
+        for size, w in zip(x.shape[2:], windows, strict=True)
+    ]
+    rows, columns = (
+        Patch(axis, window, 2, step, count)
+        for axis, window, step, count in zip((2, 3), windows, (counts[1], 1), counts, strict=True)
+    )
+    return (call.read(x, [AxisRead(0), None, None], patches=[rows, columns]),)
 
 
 def selected(call: Call) -> Reads:

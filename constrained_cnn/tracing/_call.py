@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from constrained_cnn.graph import AxisRead, Read, Window
+from constrained_cnn.graph import AxisRead, Patch, Read, Window
 
 Reads = tuple[tuple[Read, ...], ...]
 
@@ -58,13 +58,26 @@ class Call:
         gate: bool = False,
         unplaced: Sequence[int] = (),
         picks: Sequence[tuple[int, int]] = (),
+        patches: Sequence[Patch] = (),
         reshapes: bool = False,
     ) -> tuple[Read, ...]:
-        """Return a read of ``tensor``, or none where it does not depend on the network's input."""
+        """Return a read of ``tensor``, or none where it does not depend on the network's input.
+
+        The other arguments are those of :class:`~constrained_cnn.graph.Read`.
+        """
         if id(tensor) not in self.values:
             return ()
-        value = self.values[id(tensor)]
-        return (Read(value, tuple(axes), gate, tuple(unplaced), tuple(picks), reshapes),)
+        return (
+            Read(
+                self.values[id(tensor)],
+                tuple(axes),
+                gate,
+                tuple(unplaced),
+                tuple(picks),
+                tuple(patches),
+                reshapes,
+            ),
+        )
 
     def broadcast(self, tensor: Any, *, gate: bool = False) -> tuple[Read, ...]:
         """Return a read of ``tensor`` unit by unit, stretched over the output as torch does."""
@@ -114,3 +127,9 @@ def kept(tensor: Tensor, *, whole: Sequence[int] = ()) -> list[AxisRead | None]:
     """Return axes that read themselves, but for those read whole."""
     gone = {axis % tensor.ndim for axis in whole}
     return [None if axis in gone else AxisRead(axis) for axis in range(tensor.ndim)]
+
+
+def spread(value: Any, count: int) -> list[Any]:
+    """Return ``value`` once for each axis."""
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    return given * count if len(given) == 1 else given

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained_cnn.errors import TracingError
+from constrained_cnn.errors import TracingError, reason_of
 
 # What deepcopy hands on as it is.
 _ATOMS = (type, FunctionType, BuiltinFunctionType, ModuleType)
@@ -44,11 +44,12 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
     try:
         network = copy.deepcopy(model, memo)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TracingError(
-            f"{type(model).__name__} cannot be copied, and it is a copy that is looked at{{}}: "
-            f"{reason}".format(_culprit(model, made))
+            f"{type(model).__name__} cannot be copied, and it is a copy that is looked at"
+            f"{_culprit(model, made)}: {reason_of(error)}"
         ) from error
+    if stand_in is not None:
+        _replace_others(network, stand_in, made)
     own = dict(_parts(model))
     for key, name in _parts(network):
         if key in own:
@@ -80,6 +81,22 @@ def _like(tensor: Tensor, made: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(made, requires_grad=tensor.requires_grad)
     return made
+
+
+def _replace_others(
+    network: nn.Module, stand_in: Callable[[Tensor], Tensor], made: dict[int, Any]
+) -> None:
+    """Replace the weights that a ``__deepcopy__`` of a module's own has copied in its own way."""
+    placed = {id(tensor): tensor for tensor in made.values()}
+    kept = []  # an id belongs to a tensor only while it lives
+    for module in network.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and id(tensor) not in placed:
+                    kept.append(tensor)
+                    placed[id(tensor)] = _like(tensor, stand_in(tensor))
+                    placed[id(placed[id(tensor)])] = placed[id(tensor)]
+                store[name] = None if tensor is None else placed[id(tensor)]
 
 
 def _held(value: Any) -> Iterator[Tensor]:

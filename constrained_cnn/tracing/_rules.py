@@ -185,6 +185,7 @@ def _table() -> dict[str, Operation]:
         ),
         "repeat_interleave": (_axes.interleaved, _work.none),
         "unfold": (_axes.unfolded, _work.none),
+        "im2col": (_axes.patches, _work.none),
         "index_select": (_axes.selected, _work.none),
         "flip": (_axes.flip, _work.none),
         "getitem": (_axes.indexing, _work.none),

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import AxisRead, By, Resample, Taps, Window
-from constrained_cnn.tracing._call import Call, Reads, kept
+from constrained_cnn.tracing._call import Call, Reads, kept, spread
 
 
 def convolution(call: Call) -> Reads:
@@ -159,9 +158,3 @@ def pixel_unshuffle(call: Call) -> Reads:
     """Positions to channels: a window as wide as its stride."""
     x, factor = call.get(0, "input"), call.get(1, "downscale_factor")
     return (call.read(x, over_windows(x, [Window(factor, factor)] * 2)),)
-
-
-def spread(value: Any, count: int) -> list[Any]:
-    """Return ``value`` once for each axis."""
-    given = list(value) if isinstance(value, list | tuple) else [value]
-    return given * count if len(given) == 1 else given
