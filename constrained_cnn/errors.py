@@ -69,10 +69,10 @@ class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line that an error says; the name of its kind if it says nothing.
+    r"""Return the first line that an error says; the name of its kind if it says nothing.
 
     Examples:
-        >>> reason_of(ValueError("\\n  no room\\nat all")), reason_of(KeyError())
+        >>> reason_of(ValueError("\n  no room\nat all")), reason_of(KeyError())
         ('no room', 'KeyError')
     """
     lines = (line.strip() for line in str(error).splitlines())

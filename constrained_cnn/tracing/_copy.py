@@ -39,7 +39,7 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
         if stand_in is not None:
             memo[id(tensor)] = _like(tensor, stand_in(tensor))
         elif not tensor.is_leaf:  # deepcopy refuses it
-            memo[id(tensor)] = copy.deepcopy(tensor.detach(), memo)
+            memo[id(tensor)] = tensor.detach().clone()
     made = dict(memo)
     try:
         network = copy.deepcopy(model, memo)
@@ -48,8 +48,6 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
             f"{type(model).__name__} cannot be copied, and it is a copy that is looked at"
             f"{_culprit(model, made)}: {reason_of(error)}"
         ) from error
-    if stand_in is not None:
-        _replace_others(network, stand_in, made)
     own = dict(_parts(model))
     for key, name in _parts(network):
         if key in own:
@@ -57,6 +55,8 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
                 f"{type(model).__name__}: its copy has {name} in common with it, which would be "
                 "changed; let __deepcopy__ of what holds it return a copy"
             )
+    if stand_in is not None:
+        _replace_others(network, stand_in, made)
     return network
 
 

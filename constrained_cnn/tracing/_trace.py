@@ -23,7 +23,9 @@ from constrained_cnn.tracing._around import undisturbed
 from constrained_cnn.tracing._call import tensors
 from constrained_cnn.tracing._copy import copied
 from constrained_cnn.tracing._export import replay
-from constrained_cnn.tracing._recorder import META, Recorder, TrainingRecorder, UndescribedError
+from constrained_cnn.tracing._recorder import Recorder, UndescribedError
+from constrained_cnn.tracing._training import TrainingRecorder
+from constrained_cnn.tracing._watcher import META
 
 # A prime: what divides by it grows with the batch, and what does not is kept once.
 BATCH = 1009
