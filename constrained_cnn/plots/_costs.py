@@ -8,12 +8,8 @@ from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.plots._frame import (
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     SMALL,
-    VERMILION,
-    End,
-    label_ends,
     new_figure,
     tidy,
 )
@@ -68,7 +64,7 @@ def _draw_bars(axes: "Axes", values: Sequence[int], total: int, colour: str) -> 
     largest = max(max(values), 1)
     for place, value in enumerate(values):
         if value:
-            share = f"{100 * value / total:.1f} %" if total else ""
+            share = _share(value, total)
             axes.text(value + 0.015 * largest, place, share, va="center", fontsize=SMALL - 1)
     axes.set_xlim(0, 1.17 * largest)
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
@@ -76,6 +72,17 @@ def _draw_bars(axes: "Axes", values: Sequence[int], total: int, colour: str) -> 
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL)
     axes.tick_params(axis="y", length=0)
+
+
+def _share(value: int, total: int) -> str:
+    """Return a share in per cent; what is there is never said to be nothing.
+
+    Examples:
+        >>> _share(1, 3), _share(320, 10**7)
+        ('33.3 %', '< 0.1 %')
+    """
+    per_cent = 100 * value / total
+    return f"{per_cent:.1f} %" if per_cent >= 0.1 else "< 0.1 %"
 
 
 def _short(value: float) -> str:
@@ -111,7 +118,9 @@ def memory_timeline(memory: Timeline | Budget) -> "Figure":
     """Draw the bytes of activations that live while each operation runs, and mark the peak.
 
     Args:
-        memory: A timeline; or a budget, whose other accountings are drawn as thin lines.
+        memory: A timeline; or a budget, whose own accounting is filled. Thin lines beside it are
+            the same with batch norms folded, where that changes it, and int8, batch norms folded;
+            :meth:`~constrained_cnn.budget.Budget.totals` has every accounting.
 
     Raises:
         InvalidInputError: If it is neither, or nothing ran.
@@ -123,65 +132,69 @@ def memory_timeline(memory: Timeline | Budget) -> "Figure":
         'live bytes'
     """
     if isinstance(memory, Budget):
-        main, *others = memory.memory.peaks
+        main, others = memory.memory.timeline, _most_telling(memory.memory.peaks)
     elif isinstance(memory, Timeline):
         main, others = memory, []
     else:
         raise InvalidInputError(f"memory={type(memory).__name__}: must be a Timeline or a Budget")
     if not main.layers:
         raise InvalidInputError("memory: no operation ran")
-    figure = new_figure(9.0, 4.2)
+    shown = range(0, len(main.layers), max(1, -(-len(main.layers) // 45)))
+    names = [main.layers[i] for i in shown]
+    figure = new_figure(9.0, 3.2 + 0.055 * max(map(len, names)))
     axes = figure.add_subplot()
-    where = range(len(main.live))
-    axes.fill_between(where, main.live, step="mid", color=BLUE, alpha=0.22, linewidth=0)
-    axes.step(where, main.live, where="mid", color=BLUE, linewidth=1.6)
-    ends = [End(len(main.live) - 1, main.live[-1], main.name, BLUE)]
-    for other, colour in zip(_told_apart(main, others), (GREEN, ORANGE, GREY), strict=False):
-        axes.step(where, other.live, where="mid", color=colour, linewidth=1.0)
-        ends.append(End(len(other.live) - 1, other.live[-1], other.name, colour))
-    _mark_peak(axes, main)
-    _name_operations(axes, main.layers)
-    axes.set_ylim(0, 1.16 * max(main.peak, 1))
+    _draw_line(axes, main, BLUE, width=1.8 if len(main.layers) <= 80 else 1.1)
+    axes.fill_between(
+        range(len(main.live)), main.live, step="mid", color=BLUE, alpha=0.18, linewidth=0
+    )
+    for other in others:
+        _draw_line(axes, other, GREEN if other.elements == "int8" else ORANGE, width=1.1)
+    axes.set_xticks(list(shown), names, rotation=90, parse_math=False)
+    axes.margins(x=0.01)
+    axes.set_ylim(0, 1.08 * max(1, *(one.peak for one in (main, *others))))
     axes.yaxis.set_major_formatter(lambda value, _: say_bytes(round(value)))
     axes.set_ylabel("live bytes")
     tidy(axes)
     axes.tick_params(axis="x", labelsize=SMALL - 2)
-    label_ends(axes, ends if len(ends) > 1 else [], height=2.6)
+    _say_peaks(axes)
     return figure
 
 
-def _told_apart(main: Timeline, others: Sequence[Timeline]) -> list[Timeline]:
-    """Return the other accountings of the same elements whose lines are not drawn already.
-
-    None of a long network: the lines would run into one another.
-    """
-    found: list[Timeline] = []
-    if len(main.layers) > 80:
-        return found
-    for other in others:
-        drawn = {main.live, *(one.live for one in found)}
-        if other.elements == main.elements and other.live not in drawn:
-            found.append(other)
-    return found
+def _most_telling(peaks: Sequence[Timeline]) -> list[Timeline]:
+    """Return, beside the first, what folding batch norms gives and what int8 gives after that."""
+    main, *others = peaks
+    folds = any(one.folded for one in others)
+    wanted = ((main.elements, True), ("int8", folds))
+    found = [one for one in others if one.in_place and (one.elements, one.folded) in wanted]
+    return [one for one in found if one.live != main.live]
 
 
-def _mark_peak(axes: "Axes", timeline: Timeline) -> None:
+def _draw_line(axes: "Axes", timeline: Timeline, colour: str, *, width: float) -> None:
+    """Draw a line below those drawn before, and its peak above all of them."""
     at = timeline.live.index(timeline.peak)
-    axes.plot([at], [timeline.peak], color=VERMILION, marker="o", markersize=6)
-    right = at < 0.6 * len(timeline.live)
-    axes.annotate(
-        f"{say_bytes(timeline.peak)} at {timeline.peak_layer}",
-        (at, timeline.peak),
-        xytext=(8 if right else -8, 8),
-        textcoords="offset points",
-        ha="left" if right else "right",
-        color=VERMILION,
-        fontsize=SMALL,
-        parse_math=False,
+    said = f"{timeline.name}: peak {say_bytes(timeline.peak)} at {timeline.peak_layer}"
+    where, depth = range(len(timeline.live)), 2 - 0.1 * len(axes.lines)
+    axes.step(where, timeline.live, where="mid", color=colour, linewidth=width, zorder=depth)
+    axes.plot(
+        [at],
+        [timeline.peak],
+        color=colour,
+        linewidth=width,
+        marker="o",
+        markersize=5.5,
+        zorder=3,
+        label=said,
     )
 
 
-def _name_operations(axes: "Axes", names: Sequence[str]) -> None:
-    every = max(1, -(-len(names) // 45))
-    shown = range(0, len(names), every)
-    axes.set_xticks(list(shown), [names[i] for i in shown], rotation=90, parse_math=False)
+def _say_peaks(axes: "Axes") -> None:
+    """Name the lines and their peaks above the axes, where they hide nothing."""
+    _, said = axes.get_legend_handles_labels()
+    if len(said) == 1:
+        axes.set_title(said[0], loc="left", fontsize=10.5, parse_math=False)
+        return
+    legend = axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, fontsize=SMALL, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

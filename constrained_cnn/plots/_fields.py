@@ -1,5 +1,6 @@
 """Figures of what units see: a receptive field that grows over the image, and how much is used."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.plots._boxes import Box, box_patch, draw_seen, names_of
 from constrained_cnn.plots._frame import (
     BLUE,
     GREY,
@@ -17,7 +19,6 @@ from constrained_cnn.plots._frame import (
     End,
     label_ends,
     new_figure,
-    spread,
     tidy,
 )
 from constrained_cnn.proof import EffectiveField
@@ -27,16 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Box = tuple[tuple[int, int], ...]
-
-_MOST_LABELS = 10
-
 
 def receptive_field_growth(field: ReceptiveField, *, image: Any = None) -> "Figure":
     """Draw how the receptive field of the middle unit grows over the image, layer by layer.
 
     Left the fields as nested boxes over the image, those of the padding outside it; right their
-    size against the layers that slide a window or see more than what they read.
+    size at the layers that see more than what they read, or slide a window of several taps.
 
     Args:
         field: Of a network on images of one or two axes.
@@ -59,20 +56,25 @@ def receptive_field_growth(field: ReceptiveField, *, image: Any = None) -> "Figu
             f"field: is of images of {len(field.axes)} axes; only one and two can be drawn"
         )
     picture = _picture(field, image)
-    rows = [_without_gates(row) for row in field.layers if row.changes and not row.problem]
-    placed = [row for row in rows if not any(axis.is_global for axis in row.axes)]
-    figure = new_figure(9.6, 4.4)
+    rows = [row for row in field.layers if row.changes and not row.problem]
+    placed = [row for row in rows if not _is_global(_without_gates(row))]
+    growing = [_without_gates(row) for row in _growing(placed) or placed[:1]]
+    longest = max(map(len, names_of(growing)), default=0)
+    figure = new_figure(9.0 + 0.05 * longest, 4.0 + 0.045 * longest)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
-    draw = _draw_boxes if len(field.axes) == 2 else _draw_intervals
-    draw(left, field, placed, picture)
-    _draw_sizes(right, field, placed)
-    gated = any(row.axes[0].is_global for row in field.layers if _without_gates(row) in placed)
+    draw_seen(left, field, growing, picture)
+    _draw_sizes(right, field, growing)
     after = rows[rows.index(placed[-1]) + 1 :] if placed else rows
-    words = f"What a unit of {field.model} sees" + (", gates left out" if gated else "")
-    if after:
-        words += f"; from {after[0].path or after[0].op} on: all"
+    whole = "image" if len(field.axes) == 2 else "input"
+    words = f"What a unit of {field.model} sees"
+    words += ", gates left out" if any(map(_is_global, placed)) else ""
+    words += f"\nall of the {whole} from {after[0].name} on" if after else ""
     figure.suptitle(words, fontsize=11, parse_math=False)
     return figure
+
+
+def _is_global(row: LayerField) -> bool:
+    return any(axis.is_global for axis in row.axes)
 
 
 def _without_gates(row: LayerField) -> LayerField:
@@ -82,6 +84,27 @@ def _without_gates(row: LayerField) -> LayerField:
         for axis in row.axes
     )
     return replace(row, axes=axes)
+
+
+def _growing(rows: Sequence[LayerField]) -> list[LayerField]:
+    """Return the layers that see other than what they read, or slide a window of several taps.
+
+    After a gate it is not known by how much a layer's field grows, gates left out: there, those
+    that see more than every layer before.
+    """
+    found = []
+    most = [0] * len(rows[0].axes) if rows else []
+    for row in rows:
+        sizes = [axis.size for axis in _without_gates(row).axes]
+        slides = any(window is not None and window.kernel > 1 for _, window in row.windows)
+        grows = any(
+            size > before if more is None else more != 0
+            for size, before, more in zip(sizes, most, row.growth, strict=True)
+        )
+        if slides or grows:
+            found.append(row)
+        most = list(map(max, most, sizes))
+    return found
 
 
 def _picture(field: ReceptiveField, image: Any) -> NDArray[Any] | None:
@@ -100,181 +123,75 @@ def _picture(field: ReceptiveField, image: Any) -> NDArray[Any] | None:
     return array
 
 
-def _middle_box(row: LayerField) -> Box | None:
-    """Return what the middle unit of a layer sees."""
-    spans = [axis.interval((axis.units or 1) // 2) for axis in row.axes]
-    found = [span for span in spans if span is not None]
-    return tuple(found) if len(found) == len(spans) else None
-
-
-def _distinct(rows: Sequence[LayerField], most: int) -> list[tuple[LayerField, Box]]:
-    """Return the layers whose middle unit sees more than any before; at most so many."""
-    found: list[tuple[LayerField, Box]] = []
-    for row in rows:
-        box = _middle_box(row)
-        if box is not None and (not found or max(_sides(box)) > max(_sides(found[-1][1]))):
-            found.append((row, box))
-    if len(found) <= most:
-        return found
-    kept = np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))
-    return [found[i] for i in kept]
-
-
-def _sides(box: Box) -> tuple[int, ...]:
-    return tuple(high - low + 1 for low, high in box)
-
-
-def _draw_boxes(
-    axes: "Axes", field: ReceptiveField, rows: Sequence[LayerField], picture: NDArray[Any] | None
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    height, width = (axis.length for axis in field.axes)
-    if picture is not None:
-        axes.imshow(picture, cmap="gray_r", interpolation="nearest", alpha=0.55)
-    axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, color=GREY, linewidth=1.2))
-    boxes = _distinct(rows, _MOST_LABELS)
-    colours = _shades(len(boxes))
-    for (_, ((top, bottom), (left, right))), colour in zip(boxes, colours, strict=True):
-        corner = (left - 0.5, top - 0.5)
-        size = (right - left + 1, bottom - top + 1)
-        axes.add_patch(Rectangle(corner, *size, fill=False, color=colour, linewidth=1.6))
-    _limits(axes, field, [box for _, box in boxes])
-    tops = [box[0][0] - 0.5 for _, box in boxes]
-    rights = [box[1][1] + 0.5 for _, box in boxes]
-    _label_beside(axes, boxes, tops, rights, colours)
-    axes.set_aspect("equal")
-    axes.set_xlabel("column of the image")
-    axes.set_ylabel("row of the image")
-    axes.tick_params(labelsize=SMALL)
-    axes.spines[:].set_visible(False)
-
-
-def _limits(axes: "Axes", field: ReceptiveField, boxes: Sequence[Box]) -> None:
-    """Show the image and as much of its padding as is seen."""
-    spans = []
-    for number, axis in enumerate(field.axes):
-        low = min([0, *(box[number][0] for box in boxes)])
-        high = max([axis.length - 1, *(box[number][1] for box in boxes)])
-        spans.append((low - 1, high + 1))
-    axes.set_ylim(spans[0][1] + 0.5, spans[0][0] - 0.5)
-    axes.set_xlim(spans[1][0] - 0.5, spans[1][1] + 0.5)
-
-
-def _label_beside(
-    axes: "Axes",
-    boxes: Sequence[tuple[LayerField, Box]],
-    tops: Sequence[float],
-    rights: Sequence[float],
-    colours: Sequence[Any],
-) -> None:
-    """Write the size of each box to the right of the picture, with a line to its corner."""
-    if not boxes:
-        return
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    gap = abs(top - bottom) / 13
-    order = sorted(range(len(boxes)), key=lambda i: (tops[i], -i))
-    places = spread([tops[i] for i in order], gap=gap)
-    for i, place in zip(order, places, strict=True):
-        row, box = boxes[i]
-        size = " x ".join(map(str, dict.fromkeys(_sides(box))))
-        axes.annotate(
-            f"{size}  {row.path or row.op}",
-            (rights[i], tops[i]),
-            xytext=(right + 0.03 * abs(right - left), place),
-            fontsize=SMALL - 1,
-            color=colours[i],
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[i], "linewidth": 0.6},
-        )
-
-
-def _draw_intervals(
-    axes: "Axes",
-    field: ReceptiveField,
-    rows: Sequence[LayerField],
-    picture: NDArray[Any] | None,
-) -> None:
-    """Draw, for images of one axis, the intervals one above the other."""
-    shown = _distinct(rows, 2 * _MOST_LABELS)
-    for place, (_, ((low, high),)) in enumerate(shown):
-        axes.barh(place, high - low + 1, left=low - 0.5, height=0.7, color=BLUE)
-        axes.text(high + 1, place, f"{high - low + 1}", va="center", fontsize=SMALL - 1)
-    axes.set_yticks(range(len(shown)), [row.path or row.op for row, _ in shown], parse_math=False)
-    axes.axvspan(-0.5, field.axes[0].length - 0.5, color="0.93", zorder=0)
-    axes.set_xlabel("position of the input (grey: inside)")
-    axes.invert_yaxis()
-    axes.tick_params(labelsize=SMALL)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _draw_sizes(axes: "Axes", field: ReceptiveField, rows: Sequence[LayerField]) -> None:
-    """Draw size against layer, the size of the stage, and the length of the image."""
-    where = range(len(rows))
+    """Draw size against layer, the size of the stage, and the lengths of the image."""
+    numbers, last = range(len(field.axes)), max(len(rows) - 1, 1)
+    lines = [[row.axes[number].size for row in rows] for number in numbers]
+    differs = any(len(set(axis.sizes)) > 1 for row in rows for axis in row.axes)
     ends = []
-    for number, (axis, colour) in enumerate(zip(field.axes, (BLUE, ORANGE), strict=False)):
-        sizes = [row.axes[number].size for row in rows]
-        same = number > 0 and sizes == [row.axes[0].size for row in rows]
-        if same and axis.length == field.axes[0].length:
-            break
-        axes.plot(where, sizes, color=colour, marker="o", markersize=3.5, linewidth=1.6)
-        name = "size" if len(field.axes) == 1 or _alike(rows) else f"size, axis {number}"
-        if sizes:
-            ends.append(End(len(rows) - 1, sizes[-1], name, colour))
-    stages = [_stage_size(row.axes[0]) for row in rows]
-    if any(row.op.startswith(("max_pool", "avg_pool")) for row in rows):
-        axes.plot(where, stages, color=VERMILION, linewidth=1, linestyle="--")
-        last = [i for i, size in enumerate(stages) if np.isfinite(size)]
-        if last:
-            ends.append(End(last[-1], stages[last[-1]], "since the last pool", VERMILION))
-    length = field.axes[0].length
-    axes.hlines(length, 0, max(len(rows) - 1, 1), color=GREY, linewidth=0.9, linestyle=":")
-    axes.annotate(
-        f"the image: {length}",
-        (0, length),
-        xytext=(0, 3),
-        textcoords="offset points",
-        fontsize=SMALL - 1,
-        color=GREY,
-        parse_math=False,
-    )
+    for name, sizes, colour in _told_apart("largest size" if differs else "size", lines):
+        marker = "o" if len(rows) <= 60 else ""
+        axes.plot(sizes, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
+        ends += [End(len(rows) - 1, sizes[-1], name, colour)] if rows else []
+    ends += _draw_stages(axes, rows)
+    whole = "the image" if len(numbers) == 2 else "the input"
+    for name, length, colour in _told_apart(whole, [axis.length for axis in field.axes]):
+        shade = GREY if name == whole else colour
+        axes.hlines(length, 0, last, color=shade, linewidth=1.1, linestyle=":")
+        ends.append(End(last, length, f"{name}: {length}", shade))
     _name_layers(axes, rows)
     axes.set_ylim(0, None)
     axes.set_ylabel("receptive field (positions)")
     tidy(axes)
     axes.tick_params(axis="x", labelsize=SMALL - 1.5)
-    label_ends(axes, ends, height=3.0)
+    label_ends(axes, ends, height=2.8)
 
 
-def _alike(rows: Sequence[LayerField]) -> bool:
-    return all(len({axis.size for axis in row.axes}) == 1 for row in rows)
+def _told_apart(what: str, values: Sequence[Any]) -> list[tuple[str, Any, str]]:
+    """Return the values of the axes, named and coloured; once where they agree.
+
+    Examples:
+        >>> _told_apart("size", [3, 3]), [name for name, *_ in _told_apart("size", [3, 5])]
+        ([('size', 3, '#0072B2')], ['size, rows', 'size, columns'])
+    """
+    if all(value == values[0] for value in values):
+        return [(what, values[0], BLUE)]
+    names = (f"{what}, rows", f"{what}, columns")
+    return list(zip(names, values, (BLUE, ORANGE), strict=True))
 
 
-def _stage_size(axis: Axis) -> float:
-    return float("nan") if axis.stage is None else float(axis.stage.size)
+def _draw_stages(axes: "Axes", rows: Sequence[LayerField]) -> list[End]:
+    """Draw the sizes since the last pool, where there are pools; return the ends of the lines."""
+    if not any(row.op.startswith(("max_pool", "avg_pool")) for row in rows):
+        return []
+    stages = [[_stage_size(axis) for axis in row.axes] for row in rows]
+    ends = []
+    for name, sizes, _ in _told_apart("since the last pool", list(zip(*stages, strict=True))):
+        style = ":" if name.endswith("columns") else "--"
+        axes.plot(np.array(sizes, float), color=VERMILION, linewidth=1, linestyle=style)
+        there = [i for i, size in enumerate(sizes) if size is not None]
+        ends += [End(there[-1], sizes[there[-1]], name, VERMILION)] if there else []
+    return ends
+
+
+def _stage_size(axis: Axis) -> int | None:
+    return None if axis.stage is None else axis.stage.size
 
 
 def _name_layers(axes: "Axes", rows: Sequence[LayerField]) -> None:
     """Name the layers below the axis: all, or as many as have room."""
     every = max(1, -(-len(rows) // 30))
     shown = range(0, len(rows), every)
-    names = [rows[i].path or rows[i].op for i in shown]
-    axes.set_xticks(list(shown), names, rotation=90, parse_math=False)
-
-
-def _shades(count: int) -> list[Any]:
-    """Return colours from dark to light that stay apart in grey too."""
-    import matplotlib
-
-    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0.0, 0.88, max(count, 1))]
+    names = names_of(rows)
+    axes.set_xticks(list(shown), [names[i] for i in shown], rotation=90, parse_math=False)
 
 
 def effective_field(field: EffectiveField) -> "Figure":
     """Draw how much each position of the image moves a unit, and the field it can see.
 
-    The colour is the root of the share: influence falls off so fast that little else than the
-    middle would show.
+    The colours follow the square root of the influence: it falls off so fast that little else than
+    the middle would show. The box that holds 95 % of it is :meth:`EffectiveField.size
+    <constrained_cnn.proof.EffectiveField.size>`, a square, drawn as far as the unit can see.
 
     Args:
         field: Of a network on images of one or two axes.
@@ -294,57 +211,75 @@ def effective_field(field: EffectiveField) -> "Figure":
         raise InvalidInputError(
             f"field: is of images of {field.map.ndim} axes; only one and two can be drawn"
         )
-    figure = new_figure(6.4, 5.0 if field.map.ndim == 2 else 3.6)
+    rows, columns = field.map.shape if field.map.ndim == 2 else (2, 3)
+    figure = new_figure(6.4, 1.4 + 4.2 * min(max(rows / columns, 0.4), 1.4))
     axes = figure.add_subplot()
     (_draw_map if field.map.ndim == 2 else _draw_curve)(axes, field)
     axes.set_title(f"What moves a unit of {field.layer}", fontsize=10.5, parse_math=False)
     axes.tick_params(labelsize=SMALL)
+    figure.legend(loc="outside lower center", fontsize=SMALL, frameon=False)
     return figure
 
 
 def _draw_map(axes: "Axes", field: EffectiveField) -> None:
-    from matplotlib.patches import Rectangle
+    from matplotlib.colors import PowerNorm
 
-    shown = axes.imshow(np.sqrt(field.map / field.map.max()), cmap="magma", vmin=0, vmax=1)
-    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.85)
-    bar.set_label("root of the share, the largest being 1", fontsize=SMALL)
+    strength = 100 * field.map / field.map.max()
+    shown = axes.imshow(strength, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.85, ticks=[0, 1, 5, 10, 25, 50, 100])
+    bar.set_label("influence, % of the strongest\n(square root scale)", fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
-    side = field.size(0.95)
-    middle = [(centre - side / 2, centre + side / 2 - 1) for centre in field.centre]
-    middle = [(low + 0.5, high + 0.5) for low, high in middle]
-    can = [
-        (0, length - 1) if span is None else span
-        for span, length in zip(field.intervals, field.map.shape, strict=True)
-    ]
-    boxes = ((can, "white", f"can see: {_said(can)}"), (middle, ORANGE, f"95 %: {side} x {side}"))
-    for box, colour, text in boxes:
-        (top, bottom), (left, right) = box
-        corner = (left - 0.5, top - 0.5)
-        size = (right - left + 1, bottom - top + 1)
-        patch = Rectangle(corner, *size, fill=False, color=colour, linewidth=1.6, label=text)
-        axes.add_patch(patch)
-    axes.set_xlim(-0.5, field.map.shape[1] - 0.5)
-    axes.set_ylim(field.map.shape[0] - 0.5, -0.5)
-    legend = axes.legend(loc="lower left", fontsize=SMALL - 1, facecolor="0.15", framealpha=0.9)
-    for word in legend.get_texts():
-        word.set_color("white")
+    # Dashes over a line: where the boxes are one, both are seen.
+    for (box, said), colour, dashes in zip(
+        (_seen(field), _most(field)), ("black", VERMILION), ("-", (0, (4, 3))), strict=True
+    ):
+        style = {"edgecolor": colour, "linestyle": dashes, "linewidth": 1.8}
+        axes.add_patch(box_patch(box, fill=False, label=said, **style))
+    height, width = field.map.shape
+    axes.set_xlim(-1, width)
+    axes.set_ylim(height, -1)
     axes.set_xlabel("column of the image")
     axes.set_ylabel("row of the image")
 
 
-def _said(box: Sequence[tuple[float, float]]) -> str:
-    return " x ".join(f"{high - low + 1:.0f}" for low, high in box)
-
-
 def _draw_curve(axes: "Axes", field: EffectiveField) -> None:
-    side, (centre,), (span,) = field.size(0.95), field.centre, field.intervals
-    low, high = (0, len(field.map) - 1) if span is None else span
-    axes.axvspan(low - 0.5, high + 0.5, color="0.93", label=f"can see: {high - low + 1}")
-    axes.axvspan(
-        centre - side / 2, centre + side / 2, color=ORANGE, alpha=0.3, label=f"95 %: {side}"
-    )
+    ((low, high),), seen = _seen(field)
+    ((first, last),), most = _most(field)
+    # One has an edge, the other does not: where they are one, both are seen.
+    axes.axvspan(low - 0.5, high + 0.5, facecolor="0.93", edgecolor="black", label=seen)
+    axes.axvspan(first - 0.5, last + 0.5, color=ORANGE, alpha=0.35, linewidth=0, label=most)
     axes.plot(100 * field.map, color=BLUE, linewidth=1.6)
     axes.set_xlabel("position of the input")
     axes.set_ylabel("share of the influence (%)")
-    axes.legend(fontsize=SMALL, frameon=False)
     tidy(axes)
+
+
+def _seen(field: EffectiveField) -> tuple[Box, str]:
+    """Return what of the image the unit can see, and how to say it."""
+    lengths = field.map.shape
+    pairs = list(zip(field.intervals, lengths, strict=True))
+    spans = tuple((0, length - 1) if span is None else span for span, length in pairs)
+    box = tuple(
+        (max(low, 0), min(high, length - 1))
+        for (low, high), length in zip(spans, lengths, strict=True)
+    )
+    said = f"can see: {_said(spans)}"
+    return box, said if box == spans else f"{said} (in the image: {_said(box)})"
+
+
+def _most(field: EffectiveField) -> tuple[Box, str]:
+    """Return where in what the unit can see 95 % of its influence lies, and how to say it."""
+    side = field.size(0.95)
+    reach = (side - 1) / 2
+    seen, _ = _seen(field)
+    box = tuple(
+        (max(low, math.ceil(centre - reach)), min(high, math.floor(centre + reach)))
+        for (low, high), centre in zip(seen, field.centre, strict=True)
+    )
+    square = _said([(1, side)] * len(box))
+    said = f"95 % of the influence: within {square} around the middle of its field"
+    return box, said if _said(box) == square else f"{said} (drawn: {_said(box)})"
+
+
+def _said(box: Box | Sequence[tuple[int, int]]) -> str:
+    return " x ".join(str(high - low + 1) for low, high in box)
