@@ -1,5 +1,6 @@
 """Draw the pictures of the concept pages: ``python -m docs.make_images``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def main() -> None:
     _, test = data.load_digits()
     image = test.images[2, 0].numpy()
     model = create_model("mnist_12k", weights="mnist")
-    graph = trace(model, (1, 28, 28))
+    graph = replace(trace(model, (1, 28, 28)), model="mnist_12k")
     budget = measure_budget(graph)
     torch.manual_seed(0)
     used = effective_receptive_field(model, (1, 28, 28), images=test.images[:32] / 255 - 0.13)

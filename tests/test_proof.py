@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from constrained_cnn import models
 from constrained_cnn.errors import InvalidInputError, TracingError
@@ -177,6 +180,105 @@ def test_layers_inside() -> None:
     assert proof.checks[0].expected == (8, 12)
 
 
+# What no method can see is not held against a field
+
+
+def of_signs(x: Tensor, a: nn.Module, table: nn.Module) -> Tensor:
+    return table((a(x)[:, 0] > 0).long()).permute(0, 3, 1, 2)
+
+
+BLIND: dict[str, nn.Module] = {
+    "integers": Lambda(lambda x, a: a(x).to(torch.int32), conv(padding=1)),
+    "integers, and more": Lambda(lambda x, a: a(a(x).to(torch.int32).to(x.dtype)), conv(padding=1)),
+    "bool": Lambda(lambda x, a: a(x).bool(), conv(padding=1)),
+    "argmax": Lambda(lambda x, a: a(x).argmax(1), conv(padding=1)),
+    "which is largest": Lambda(lambda x, a: a(x).max(1)[1].to(x.dtype) + 1, conv(padding=1)),
+    "any": Lambda(lambda x, a: (a(x) > 0).any(1), conv(padding=1)),
+    "table": Lambda(of_signs, conv(padding=1), nn.Embedding(2, 3)),
+    "table beside what is seen": Lambda(
+        lambda x, a, table: x + of_signs(x, a, table), conv(padding=1), nn.Embedding(2, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_where_both_methods_are_blind_nothing_can_be_told(name: str) -> None:
+    proof = verify_receptive_field(BLIND[name], SHAPE)
+    assert proof.ok is None
+    notes = {check.note for check in proof.checks if check.method == "gradient"}
+    assert all("has no gradient" in note for note in notes)
+
+
+def test_what_is_seen_beyond_a_field_refutes_it_though_an_operation_is_blind() -> None:
+    network = Lambda(
+        lambda x, a, b: b(x) + a(x).to(torch.int32).to(x.dtype),
+        conv(padding=1),
+        conv(kernel=5, padding=2),
+    )
+    right = measure_receptive_field(network, SHAPE)
+    assert verify_receptive_field(network, SHAPE).ok is True
+    claim = claimed(right, 0, AxisField(((-1, 1),)))
+    assert verify_receptive_field(network, SHAPE, field=claim).ok is False
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in no_grad: trace
+def test_nan_alone_proves_where_there_is_no_gradient() -> None:
+    for name, network in {
+        "conv2d": Lambda(lambda x, a: torch.no_grad()(a)(x), conv()),
+        "there is no gradient": Lambda(
+            lambda x, a, b: b(checkpoint(a, x, use_reentrant=True)), conv(), conv()
+        ),
+    }.items():
+        proof = verify_receptive_field(network, SHAPE)
+        assert proof.ok is True
+        noted = [check.note for check in proof.checks if check.method == "gradient"]
+        assert all(name in note for note in noted)
+
+
+def test_masks_that_are_filled_in_place() -> None:
+    def filled(x: Tensor, a: nn.Module) -> Tensor:
+        y = x * 1
+        y.masked_fill_(a(x) < 0, 2.0)
+        return y
+
+    proof = verify_receptive_field(Lambda(filled, conv(padding=1)), SHAPE)
+    assert proof.ok is True
+    assert proof.checks[0].expected == (9, 11)
+
+
+def test_nan_that_leaks_through_a_mask_does_not_prove_that_all_is_seen() -> None:
+    def causal(x: Tensor) -> Tensor:
+        y = x.transpose(1, 2)
+        return F.scaled_dot_product_attention(y, y, y, is_causal=True).transpose(1, 2)
+
+    network, shape = Lambda(causal), (4, 12)
+    right = measure_receptive_field(network, shape)
+    proof = verify_receptive_field(network, shape, field=claimed(right, 0, None), units=[0, 5])
+    assert proof.ok is None
+    assert {c.found for c in proof.checks if c.method == "nan"} == {(0, 11)}
+    assert {c.found for c in proof.checks if c.method == "gradient"} == {(0, 0), (0, 5)}
+
+
+@pytest.mark.parametrize("kind", ["reflect", "replicate", "circular"])
+def test_units_that_read_repeated_positions(kind: str) -> None:
+    network = nn.Sequential(
+        Lambda(lambda x: F.pad(x, (4, 4, 4, 4), mode=kind)), conv(), conv(stride=2)
+    )
+    for units in ([0, 8], [0, 4, 8], [4], None):
+        proof = verify_receptive_field(network, (2, 15, 15), units=units)
+        assert proof.ok is (None if kind == "reflect" and units in ([0, 8], [0, 4, 8]) else True)
+    if kind == "reflect":
+        first = verify_receptive_field(network, (2, 15, 15), units=[0]).checks[0]
+        assert (first.expected, first.found) == ((-4, 0), (0, 4))  # mirrored
+        assert first.note == "the border repeats positions of the image"
+
+
+def test_a_repeating_border_does_not_hide_a_wrong_field() -> None:
+    network = nn.Sequential(nn.ReflectionPad2d(1), conv())
+    claim = claimed(measure_receptive_field(network, SHAPE), 0, AxisField(((-1, 2),)))
+    assert verify_receptive_field(network, SHAPE, field=claim).ok is False
+
+
 # Wrong fields are caught
 
 WRONG: dict[str, Callable[[AxisField], AxisField]] = {
@@ -321,10 +423,71 @@ def test_the_model_stays_as_it_is(ask: Callable[..., Any], breaks: bool) -> None
     assert same(before, state_of(model))
 
 
-def test_it_works_where_gradients_are_off() -> None:
-    with torch.no_grad():
-        assert verify_receptive_field(conv(), SHAPE).ok
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_works_where_gradients_are_off(mode: Callable[[], Any]) -> None:
+    # The gradient decides where NaN passes through weights of 0.
+    enlarged = nn.Sequential(conv(), nn.Upsample(scale_factor=3, mode="bilinear"))
+    with mode():
+        assert verify_receptive_field(enlarged, SHAPE).ok is True
         assert effective_receptive_field(conv(), SHAPE, samples=1).size(1.0) == 3
+
+
+def test_it_works_on_any_default_device() -> None:
+    network = conv()
+    with torch.device("meta"):
+        assert verify_receptive_field(network, SHAPE).ok is True
+        assert effective_receptive_field(network, SHAPE, samples=1).size(1.0) == 3
+
+
+def of_numpy() -> list[int]:
+    """Return the state of numpy's global random numbers."""
+    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    return [*state["key"].tolist(), state["pos"]]
+
+
+class Disturbs(nn.Module):
+    """Draws from, and changes, all that belongs to the whole process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.rand(1)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        return x
+
+
+def test_a_forward_that_changes_the_process_leaves_it_as_it_was() -> None:
+    network = nn.Sequential(conv(), Disturbs())
+    model_state = state_of(network)
+    python, numbers = random.getstate(), of_numpy()
+    verify_receptive_field(network, SHAPE, layer="0")
+    effective_receptive_field(network, SHAPE, layer="0", samples=1)
+    assert random.getstate() == python
+    assert of_numpy() == numbers
+    assert same(model_state, state_of(network))
+
+
+def test_a_part_that_is_not_copied_is_refused_before_its_weights_are_lost() -> None:
+    class Kept(nn.BatchNorm2d):
+        def __deepcopy__(self, memo: Any) -> "Kept":
+            return self
+
+    network = nn.Sequential(conv(), Kept(2))
+    before = state_of(network)
+    for ask in (verify_receptive_field, effective_receptive_field):
+        with pytest.raises(TracingError, match="'1'"):
+            ask(network, SHAPE)
+    assert same(before, state_of(network))
+
+
+def test_weights_that_are_worked_out_by_hooks_and_kept() -> None:
+    pruned, features = conv(), Lambda(lambda x, a: a(x), conv())
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    network = nn.Sequential(pruned, features)
+    features.kept = {"last": [network(torch.randn(1, *SHAPE))]}  # type: ignore[assignment]
+    assert verify_receptive_field(network, SHAPE).ok is True
+    assert effective_receptive_field(network, SHAPE, samples=1).size(1.0) <= 5
 
 
 # The effective field
@@ -410,6 +573,17 @@ def test_images_seed_and_global_axes() -> None:
     assert not np.array_equal(maps[0], maps[2])
 
 
+def test_a_unit_of_tokens_has_one_number() -> None:
+    patches = nn.Conv2d(2, 6, 4, stride=4)
+    network = nn.Sequential(patches, nn.Flatten(2), Lambda(lambda x: x.transpose(1, 2) * 2))
+    shape = (2, 16, 16)
+    with pytest.raises(InvalidInputError, match=r"unit=\(3, 5\): must name one unit"):
+        effective_receptive_field(network, shape, layer="2", unit=(3, 5))
+    token = effective_receptive_field(network, shape, layer="2", unit=(6, 6), samples=2)
+    patch = effective_receptive_field(network, shape, layer="0", unit=(1, 2), samples=2)
+    assert np.array_equal(token.map > 0, patch.map > 0)  # the seventh of 4 x 4
+
+
 # What is refused
 
 
@@ -438,6 +612,7 @@ def test_what_cannot_be_proved() -> None:
             verify_receptive_field(*args, **options)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in no_grad: trace
 def test_effective_fields_that_cannot_be_had() -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (conv(), {"unit": (1,)}, "must be 2 numbers"),
@@ -447,12 +622,21 @@ def test_effective_fields_that_cannot_be_had() -> None:
         (conv(), {"images": torch.zeros(3, 2, 9, 9)}, "images="),
         (conv(), {"images": torch.zeros(2, 22, 22)}, "images="),
         (conv(), {"images": [1]}, "images=list"),
+        (conv(), {"seed": 2**64}, "seed=18446744073709551616"),
+        (conv(), {"images": torch.zeros(2, *SHAPE, dtype=torch.complex64)}, "complex64"),
+        (conv(), {"images": torch.zeros(2, *SHAPE, device="meta")}, "on meta: must be a dense"),
+        (conv(), {"images": torch.zeros(2, *SHAPE).to_sparse()}, "sparse_coo.*: must be a dense"),
+        (conv(), {"images": torch.full((2, *SHAPE), math.nan)}, "finite numbers"),
+        (Lambda(lambda x, a: torch.no_grad()(a)(x), conv()), {}, "no gradient reaches"),
         (zeros(), {}, "nothing to share out"),
         (copy.deepcopy(conv()).to("meta"), {}, "only shapes"),
     ]
     for network, options, message in cases:
         with pytest.raises(InvalidInputError, match=message):
             effective_receptive_field(network, SHAPE, **options)
+    twice = Lambda(lambda x, a, b: b(checkpoint(a, x, use_reentrant=True)), conv(), conv())
+    with pytest.raises(TracingError, match="the gradient of a unit cannot be worked out"):
+        effective_receptive_field(twice, SHAPE)
     field = effective_receptive_field(conv(), SHAPE, samples=1)
     for size in (0, 1.5, True):
         with pytest.raises(InvalidInputError, match="size="):

@@ -56,6 +56,14 @@ def test_an_error_that_says_nothing_in_its_first_line() -> None:
         trace(Does(fails), (1, 8, 8))
 
 
+def test_modules_that_lie_too_deep_in_one_another() -> None:
+    net: nn.Module = nn.ReLU()
+    for _ in range(2000):
+        net = nn.Sequential(net)
+    with pytest.raises(TracingError, match="deeper than Python's limit"):
+        trace(net, (1, 8, 8))
+
+
 def test_other_threads_are_not_watched() -> None:
     stop = threading.Event()
     other = nn.Sequential(nn.Linear(3, 3), nn.ReLU())

@@ -13,7 +13,10 @@ from constrained_cnn.graph import Graph, Layer, Read, bytes_of
 # A width is a row of segments: so many times the channels of a group, one after another.
 Segment = tuple[int, int]
 Width = tuple[Segment, ...]
+Shape = tuple[int, ...]
 
+_NORMS = ("batch_norm", "group_norm", "instance_norm")
+_NORMS_OF_LAST = ("layer_norm", "rms_norm")
 _FIXED = 0  # the group of what the network is given
 
 
@@ -102,6 +105,8 @@ class _Widths:
     of: dict[int, tuple[int, Width]] = field(default_factory=dict)  # value: its axis, its width
     into: dict[int, Width] = field(default_factory=dict)  # layer: what it reads
     out: dict[int, Width] = field(default_factory=dict)  # layer: what it makes
+    depthwise: set[int] = field(default_factory=set)  # layers that take each channel on its own
+    growing: set[tuple[int, int]] = field(default_factory=set)  # layer and weight with channels
     _by_weights: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def follow(self) -> None:
@@ -133,7 +138,9 @@ class _Widths:
         if any(self.graph.weights[w].evaluates_to for w in layer.weights):
             self.groups.block(into, f"{layer.name} has parametrised weights")
         if groups == channels > 1 and shape[1] % channels == 0:  # each channel on its own
+            self.depthwise.add(position)
             out = tuple((group, times * (shape[1] // channels)) for group, times in into)
+            self._tie_to_earlier(position, layer, into)
         else:
             out = ((self._group(position, layer, shape[axis], into), 1),)
             if groups > 1:
@@ -144,16 +151,31 @@ class _Widths:
         self.into[position], self.out[position] = into, out
         self.of[layer.outputs[0]] = (axis, out)
 
+    def sizes(self, layer: Layer) -> tuple[int, int]:
+        """Return how many channels a layer with weights makes, and how many it reads."""
+        axis = -1 if layer.op == "linear" else 1
+        into = self.graph.values[min(layer.sources)].shape
+        return self.graph.values[layer.outputs[0]].shape[axis], into[axis]
+
     def _group(self, position: int, layer: Layer, channels: int, into: Width) -> int:
-        earlier = self._by_weights.get(layer.weights) if layer.weights else None
-        if earlier is None:
-            self._by_weights[layer.weights] = position
-            group = self.groups.new(channels, layer.name)
-            if not layer.weights:
-                self.groups.block(((group, 1),), f"{layer.name} has no weights of its own")
-            return group
+        earlier = self._tie_to_earlier(position, layer, into)
+        if earlier is not None:
+            return self.out[earlier][0][0]
+        group = self.groups.new(channels, layer.name)
+        if not layer.weights:
+            self.groups.block(((group, 1),), f"{layer.name} has no weights of its own")
+        return group
+
+    def _tie_to_earlier(self, position: int, layer: Layer, into: Width) -> int | None:
+        """Return the layer that used these weights first, and tie what both read."""
+        kernels = [w for w in layer.weights if len(self.graph.weights[w].shape) > 1]
+        # With its sizes: a weight may come back transposed.
+        key = (*self.sizes(layer), *(kernels or layer.weights))
+        earlier = self._by_weights.setdefault(key, position)
+        if earlier == position or not layer.weights:
+            return None
         self.groups.tie(self.into[earlier], into, layer.name)
-        return self.out[earlier][0][0]
+        return earlier
 
     def _pass(self, position: int, layer: Layer) -> None:
         """Any other layer hands channels on, joins them, or mixes them."""
@@ -179,7 +201,22 @@ class _Widths:
                 else:
                     self.of[output] = (place, scaled)
         if layer.outputs[0] in self.of:
-            self.into[position] = self.out[position] = self.of[layer.outputs[0]][1]
+            axis, width = self.of[layer.outputs[0]]
+            self.into[position] = self.out[position] = width
+            self._weigh(position, layer, axis, width)
+
+    def _weigh(self, position: int, layer: Layer, axis: int, width: Width) -> None:
+        """Note which weights of a layer that hands channels on have an axis of channels."""
+        shape = self.graph.values[layer.outputs[0]].shape
+        for number in layer.weights:
+            weight = self.graph.weights[number]
+            grows = _has_channels(layer.op, weight.shape, shape, axis)
+            if grows is None:
+                self.groups.block(width, f"{layer.name} hides their axis of {weight.name}")
+            elif grows:
+                self.growing.add((position, number))
+                earlier = self._by_weights.setdefault((-1, number), position)
+                self.groups.tie(self.out[earlier], width, layer.name)
 
     def _axis_after(
         self, layer: Layer, output: int, read: Read, axis: int
@@ -210,6 +247,26 @@ class _Widths:
             return False
         self.of[output] = (axis, tuple(s for part in parts if part for s in part[1]))
         return True
+
+
+def _has_channels(op: str, weight: Shape, shape: Shape, axis: int) -> bool | None:
+    """Return whether a weight has an entry for each channel of an output; None if none can tell."""
+    channels, ahead = shape[axis], len(shape) - len(weight)
+    if op in _NORMS:
+        return weight == (channels,)
+    if math.prod(weight) == 1:
+        return False
+    if op == "prelu":
+        return weight == (channels,)
+    if op in _NORMS_OF_LAST:
+        return axis >= ahead
+    if channels not in weight:
+        return False
+    fits = ahead >= 0 and all(w in (1, n) for w, n in zip(weight, shape[ahead:], strict=True))
+    if fits and axis >= ahead and channels > 1:  # stretched over the rest, as torch does
+        return weight[axis - ahead] == channels
+    # Elsewhere it was put in another shape first, and only a size that is there once is a sign.
+    return None if fits or channels == 1 or weight.count(channels) > 1 else True
 
 
 def channel_costs(graph: Graph) -> tuple[ChannelCost, ...]:
@@ -266,17 +323,38 @@ class _Counter:
         layer = self._graph.layers[position]
         into = self._growth(group, self._widths.into[position])
         out = self._growth(group, self._widths.out[position])
-        makes = layer.op in FEEDERS
-        both = out if not makes or _is_depthwise(self._widths, position) else into * out
+        alone = position in self._widths.depthwise
+        if layer.op not in FEEDERS or alone:
+            into = Fraction(1)
         parameters = Fraction(0)
         for number in layer.weights:
             weight = self._graph.weights[number]
-            if weight.buffer or weight.elements == 1 or self._first_to_read[number] != position:
+            if weight.buffer or self._first_to_read[number] != position:
                 continue
-            per_channel = not makes or len(weight.shape) == 1
-            parameters += weight.elements * ((out if per_channel else both) - 1)
+            if layer.op in FEEDERS:
+                growth = self._growth_of_kernel(layer, weight.shape, into, out, alone)
+            else:
+                growth = out if (position, number) in self._widths.growing else Fraction(1)
+            parameters += weight.elements * (growth - 1)
         macs = 0 if layer.work is None else layer.work.macs
-        return parameters, macs * (both - 1)
+        return parameters, macs * (into * out - 1)
+
+    def _growth_of_kernel(
+        self, layer: Layer, shape: Shape, into: Fraction, out: Fraction, alone: bool
+    ) -> Fraction:
+        """Return how many times as large a weight of a convolution or linear layer becomes."""
+        makes, reads = self._widths.sizes(layer)
+        if len(shape) < 2:
+            return out if shape == (makes,) else Fraction(1)
+        groups = layer.settings.get("groups", 1)
+        groups = groups if isinstance(groups, int) else 1
+        axes = [(makes, out), (reads // groups, into)]
+        if "transpose" in layer.op:  # of a depthwise one the axis of inputs grows with the outputs
+            axes = [(reads, out)] if alone else [(reads, into), (makes // groups, out)]
+        of_axes = [
+            growth for size, (whole, growth) in zip(shape, axes, strict=False) if size == whole
+        ]
+        return math.prod(of_axes, start=Fraction(1))
 
     def _peak_with(self, group: int) -> int:
         """Return the inference peak with one step more of a group's channels."""
@@ -290,8 +368,3 @@ class _Counter:
                 change[piece.first] += more
                 change[piece.last + 1] -= more
         return max(map(sum, zip(self._live, itertools.accumulate(change), strict=False)))
-
-
-def _is_depthwise(widths: _Widths, position: int) -> bool:
-    groups = [group for group, _ in widths.out[position]]
-    return groups == [group for group, _ in widths.into[position]]

@@ -1,6 +1,6 @@
 """Merge batch norms into the layers that feed them, in a copy of the network."""
 
-import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,9 +11,18 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from constrained_cnn.budget._folding import foldable, is_stored_norm
-from constrained_cnn.errors import TracingError
+from constrained_cnn.errors import TracingError, reason_of
 from constrained_cnn.graph import Graph
 from constrained_cnn.tracing import trace
+from constrained_cnn.tracing._around import undisturbed
+from constrained_cnn.tracing._call import tensors
+from constrained_cnn.tracing._copy import copied, in_double
+
+# What a class must have from torch for its weights to mean what torch says they do.
+_MEANING = ("forward", "_conv_forward", "_call_impl", "__call__", "__getattr__", "weight", "bias")
+
+# About a second in double precision.
+_CHEAP_MACS = 4 * 10**9
 
 
 class ScaleShift(nn.Module):
@@ -53,12 +62,18 @@ def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     where zeros come after the shift. Parametrised weights become ordinary ones. What comes out is
     in evaluation mode and not for training.
 
+    Only what is known to be a scale and a shift is touched: a norm or a feeding layer whose class
+    has a ``forward`` of its own, or that has hooks, stays as it is, and so does a layer that shares
+    its weights with another. The result is traced, and where that takes no more than about a second
+    both networks run in double precision on a random sample to see that they agree.
+
     Args:
         model: The network; it stays as it is.
         input_shape: Shape of one sample, to see what feeds what.
 
     Raises:
-        TracingError: If the network cannot be traced or copied.
+        TracingError: If the network cannot be traced or copied, or does not give the same without
+            its batch norms, as where another module reads their attributes.
 
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(2))
@@ -70,19 +85,25 @@ def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
           (3): ScaleShift(2)
         )
     """
-    graph = trace(model, input_shape)
-    try:
-        folded = copy.deepcopy(model).eval()
-    except Exception as error:
-        raise TracingError(f"{type(model).__name__} cannot be copied: {error}") from error
-    with torch.no_grad():
-        _settle(folded)
-        merged = _merge_all(folded, graph)
-        for path, module in list(folded.named_modules(remove_duplicate=False)):
-            left = path and isinstance(module, _BatchNorm) and path not in merged
-            if left and _runs_as_stored(graph, module, folded):
-                _put(folded, path, _scale_shift(module))
+    with undisturbed():
+        graph = trace(model, input_shape)
+        folded = _folded(copied(model), graph)
+        _try(model, folded, graph, input_shape)
     return folded
+
+
+def _folded(network: nn.Module, graph: Graph) -> nn.Module:
+    """Fold a network that may be changed."""
+    network.eval()
+    with torch.no_grad():
+        _settle(network)
+        merging, left = _plan(network, graph)
+        for norm, feeder in merging.items():
+            _merge(feeder, norm)
+            _replace(network, norm, nn.Identity())
+        for norm in left:
+            _replace(network, norm, _scale_shift(norm))
+    return network.eval()
 
 
 def _settle(model: nn.Module) -> None:
@@ -102,24 +123,65 @@ def _settle(model: nn.Module) -> None:
             module.register_parameter(name, nn.Parameter(tensor))
 
 
-def _merge_all(model: nn.Module, graph: Graph) -> set[str]:
-    """Merge what folds; return the paths of the norms that are gone."""
-    paths = dict(model.named_modules(remove_duplicate=False))
-    gone: set[str] = set()
-    for norm, feeder in foldable(graph).items():
-        norm_path, feeder_path = graph.layers[norm].path, graph.layers[feeder].path
-        norm_module, feeder_module = paths.get(norm_path), paths.get(feeder_path)
-        if not isinstance(norm_module, _BatchNorm):
+def _plan(
+    network: nn.Module, graph: Graph
+) -> tuple[dict[_BatchNorm, "_ConvNd | nn.Linear"], list[_BatchNorm]]:
+    """Return which norms merge into which layers, and which become a scale and a shift."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    at = [modules.get(layer.path) for layer in graph.layers]
+    merging = _merging(network, graph, at)
+    ran = Counter(at)
+    stored = Counter(m for m, layer in zip(at, graph.layers, strict=True) if is_stored_norm(layer))
+    left = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm)
+        and module is not network
+        and module not in merging
+        and 0 < stored[module] == ran[module]
+        and _means_what_torch_says(module)
+    ]
+    return merging, left
+
+
+def _merging(
+    network: nn.Module, graph: Graph, at: Sequence[nn.Module | None]
+) -> dict[_BatchNorm, "_ConvNd | nn.Linear"]:
+    """Return the pairs of modules that meet each other, and nothing else, whenever they run."""
+    pairs = foldable(graph)
+    partner = {**pairs, **{feeder: norm for norm, feeder in pairs.items()}}
+    partners: dict[nn.Module | None, set[nn.Module | None]] = {}
+    for position, layer in enumerate(graph.layers):
+        if layer.op != "pad":  # a convolution pads its input itself where it reflects it
+            other = at[partner[position]] if position in partner else None
+            partners.setdefault(at[position], set()).add(other)
+    owners = Counter(id(part) for module in network.modules() for part in _tensors_of(module))
+    found: dict[_BatchNorm, _ConvNd | nn.Linear] = {}
+    for norm, feeder in ((at[norm], at[feeder]) for norm, feeder in pairs.items()):
+        # If not, it is a function in the forward of another module: nowhere to put a bias.
+        if not isinstance(norm, _BatchNorm) or not isinstance(feeder, _ConvNd | nn.Linear):
             continue
-        if not isinstance(feeder_module, _ConvNd | nn.Linear):
-            continue  # a function in the forward of another module: nowhere to put a bias
-        if norm_path not in gone:
-            _merge(feeder_module, norm_module)
-            for path, module in paths.items():
-                if module is norm_module:
-                    _put(model, path, nn.Identity())
-                    gone.add(path)
-    return gone
+        faithful = partners[norm] == {feeder} and partners[feeder] == {norm}
+        own = {"weight", "bias"} <= feeder._parameters.keys()
+        own = own and all(owners[id(part)] == 1 for part in _tensors_of(feeder))
+        if faithful and own and _means_what_torch_says(norm) and _means_what_torch_says(feeder):
+            found[norm] = feeder
+    return found
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in held if tensor is not None]
+
+
+def _means_what_torch_says(module: nn.Module) -> bool:
+    """Whether a module does with its weights what torch's class does, and nothing around it."""
+    torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules."))
+    same = all(
+        getattr(type(module), name, None) is getattr(torchs, name, None) for name in _MEANING
+    )
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return same and not hooked and not vars(module).keys() & set(_MEANING)
 
 
 def _merge(feeder: "_ConvNd | nn.Linear", norm: _BatchNorm) -> None:
@@ -151,22 +213,68 @@ def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _runs_as_stored(graph: Graph, norm: _BatchNorm, model: nn.Module) -> bool:
-    """Whether a norm ran with stored statistics, and ran at all."""
-    names = {path for path, module in model.named_modules(remove_duplicate=False) if module is norm}
-    return any(is_stored_norm(layer) and layer.path in names for layer in graph.layers)
-
-
 def _scale_shift(norm: _BatchNorm) -> ScaleShift:
     scale, shift = _scale_and_shift(norm)
     assert norm.running_mean is not None
     module = ScaleShift(norm.num_features).to(norm.running_mean)
     module.weight.copy_(scale)
     module.bias.copy_(shift)
-    return module.eval()
+    return module
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Set a module at a path."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, new)
+
+
+def _try(model: nn.Module, folded: nn.Module, graph: Graph, shape: Sequence[int]) -> None:
+    """Raise if a folded network does not run, or gives something else."""
+    try:
+        trace(folded, shape)
+    except TracingError as error:
+        raise _broken(model, f"it does not run: {reason_of(error)}") from error
+    weights = (*model.parameters(), *model.buffers())
+    macs = sum(layer.work.macs for layer in graph.layers if layer.work is not None)
+    if macs > _CHEAP_MACS or any(part.is_meta for part in weights):
+        return
+    image = torch.randn((1, *shape), dtype=torch.float64)
+    try:
+        expected = _outputs(copied(model, in_double).eval(), image)
+    except Exception:  # noqa: BLE001 - it may cast to another precision: then it cannot be tried
+        return
+    # Folded in double precision too: weights rounded once more would hide in no tolerance.
+    merged = _folded(copied(model, in_double), graph)
+    try:
+        found = _outputs(merged, image)
+    except Exception as error:
+        raise _broken(model, f"it does not run: {reason_of(error)}") from error
+    if len(found) != len(expected) or not all(map(_agree, found, expected)):
+        raise _broken(model, "it gives other outputs")
+
+
+def _outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
+    # Each starts from the same random numbers, should it draw any.
+    with undisturbed(), torch.no_grad():
+        torch.set_default_dtype(torch.float64)
+        made = list(tensors(network(image.clone())))
+    return [tensor for tensor in made if tensor.is_floating_point() or tensor.is_complex()]
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two outputs are equal but for rounding, measured by the largest value."""
+    finite = expected[expected.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    tolerance = 1e-6 * scale + 1e-12
+    return found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=0, atol=tolerance, equal_nan=True
+    )
+
+
+def _broken(model: nn.Module, what: str) -> TracingError:
+    return TracingError(
+        f"{type(model).__name__}: with its batch norms folded {what}; nothing is returned. Some "
+        "module's forward uses a batch norm, or the layer before it, otherwise than by a call"
+    )

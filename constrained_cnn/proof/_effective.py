@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from constrained_cnn.errors import (
     InvalidInputError,
+    TracingError,
     check_integer,
     check_number,
+    reason_of,
 )
 from constrained_cnn.proof._running import Target, copy_of, run
 from constrained_cnn.proof._scene import target_of, value_of
@@ -22,6 +24,7 @@ from constrained_cnn.receptive_field import ReceptiveField, measure_receptive_fi
 from constrained_cnn.receptive_field._axis import Span
 from constrained_cnn.receptive_field._flow import places
 from constrained_cnn.tracing import trace
+from constrained_cnn.tracing._around import undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +127,8 @@ def effective_receptive_field(
 
     Raises:
         InvalidInputError: If an argument breaks its rule, or no gradient reaches the image.
-        TracingError: If the network cannot be traced, copied or run in double precision.
+        TracingError: If the network cannot be traced, copied or run in double precision, or an
+            operation has no gradient.
 
     References:
         Luo, Li, Urtasun, Zemel, "Understanding the Effective Receptive Field in Deep Convolutional
@@ -139,22 +143,22 @@ def effective_receptive_field(
         >>> field.intervals, field.size(0.95) < 13, field.share_within(13)
         (((8, 20), (8, 20)), True, 1.0)
     """
-    graph = trace(model, input_shape)
-    measured = measure_receptive_field(graph, layer=layer)
-    check_integer("samples", samples, minimum=1)
-    check_integer("seed", seed, minimum=0)
-    if any(part.is_meta for part in (*model.parameters(), *model.buffers())):
-        raise InvalidInputError(f"model={type(model).__name__}: has no weights, only shapes")
-    noise = torch.Generator().manual_seed(seed)
-    pictures = _pictures(images, measured.input_shape, samples, noise)
-    at = _unit_of(measured, unit)
-    value = value_of(graph, measured, layer)
-    dims = [place.axis for place in places(graph)[value]]
-    part = {dim: number for dim, number in zip(dims, at, strict=True) if dim is not None}
-    network, target = copy_of(model), target_of(graph, value)
-    total = torch.zeros(measured.input_shape[1:], dtype=torch.float64)
-    for picture in pictures:
-        total += _influence(network, target, picture[None].to("cpu", torch.float64), part, noise)
+    with undisturbed(), torch.enable_grad():
+        graph = trace(model, input_shape)
+        measured = measure_receptive_field(graph, layer=layer)
+        check_integer("samples", samples, minimum=1)
+        check_integer("seed", seed, minimum=0, maximum=2**64 - 1)
+        if any(part.is_meta for part in (*model.parameters(), *model.buffers())):
+            raise InvalidInputError(f"model={type(model).__name__}: has no weights, only shapes")
+        noise = torch.Generator().manual_seed(seed)
+        pictures = _pictures(images, measured.input_shape, samples, noise)
+        at = _unit_of(measured, unit)
+        value = value_of(graph, measured, layer)
+        part = _index([place.axis for place in places(graph)[value]], at)
+        network, target = copy_of(model), target_of(graph, value)
+        total = torch.zeros(measured.input_shape[1:], dtype=torch.float64)
+        for picture in pictures:
+            total += _influence(network, target, picture[None], part, noise)
     mass = float(total.sum())
     if not math.isfinite(mass) or mass == 0:
         raise InvalidInputError(
@@ -175,7 +179,17 @@ def _pictures(
     if not isinstance(images, Tensor) or images.shape[1:] != shape or not len(images):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InvalidInputError(f"images={got}: must be a tensor of shape (n, *{shape})")
-    return iter(images.detach()[:samples])
+    if images.is_complex() or images.layout is not torch.strided or images.is_meta:
+        raise InvalidInputError(
+            f"images={images.dtype}, {images.layout}, on {images.device}: must be a dense tensor "
+            "of real numbers"
+        )
+    used = images.detach()[:samples].to("cpu", torch.float64)
+    if not used.isfinite().all():
+        raise InvalidInputError(
+            f"images={tuple(images.shape)}: must hold finite numbers; there is NaN or infinity"
+        )
+    return iter(used)
 
 
 def _unit_of(measured: ReceptiveField, unit: Any) -> tuple[int | None, ...]:
@@ -194,6 +208,18 @@ def _unit_of(measured: ReceptiveField, unit: Any) -> tuple[int | None, ...]:
     return tuple(unit)
 
 
+def _index(dims: Sequence[int | None], unit: Sequence[int | None]) -> dict[int, int | None]:
+    """Return the unit's number along each axis of the value."""
+    index: dict[int, int | None] = {}
+    for dim, number in zip(dims, unit, strict=True):
+        if dim is not None and index.setdefault(dim, number) != number:
+            raise InvalidInputError(
+                f"unit={tuple(unit)!r}: must name one unit; axes of the image that lie together on "
+                "one axis of the value, as those of tokens do, have one number for it"
+            )
+    return index
+
+
 def _influence(
     network: nn.Module,
     target: Target | None,
@@ -203,14 +229,22 @@ def _influence(
 ) -> Tensor:
     """Return the absolute gradient of the unit ``part`` names, summed over input channels."""
     leaf = picture.clone().requires_grad_()
-    with torch.enable_grad():
-        value = run(network, target, leaf.clone())
-        here = value[tuple(part.get(dim, slice(None)) for dim in range(value.ndim))]
-        signs = torch.randint(0, 2, here.shape, generator=noise) * 2 - 1
-        moved = (here * signs).sum()
-        if not moved.requires_grad:
-            return torch.zeros(picture.shape[2:], dtype=torch.float64)
+    value = run(network, target, leaf.clone()).value
+    here = value[tuple(part.get(dim, slice(None)) for dim in range(value.ndim))]
+    signs = torch.randint(0, 2, here.shape, generator=noise) * 2 - 1
+    moved = (here * signs).sum()
+    if not moved.requires_grad:
+        raise InvalidInputError(
+            f"model={type(network).__name__}: no gradient reaches the image; an operation on the "
+            "way has none, such as a cast to integers, or runs without, as under no_grad"
+        )
+    try:
         (gradient,) = torch.autograd.grad(moved, leaf, allow_unused=True)
+    except RuntimeError as error:
+        raise TracingError(
+            f"{type(network).__name__}: the gradient of a unit cannot be worked out: "
+            f"{reason_of(error)}"
+        ) from error
     return (torch.zeros_like(leaf) if gradient is None else gradient).abs().sum((0, 1))
 
 

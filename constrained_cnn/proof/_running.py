@@ -1,6 +1,5 @@
 """A copy of a network in double precision, run up to one of its values."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained_cnn.errors import TracingError
-from constrained_cnn.proof._swaps import CASTS, SWAPS, call
+from constrained_cnn.errors import TracingError, reason_of
+from constrained_cnn.proof._swaps import CASTS, SELECTIONS, SWAPS, call
+from constrained_cnn.tracing._around import undisturbed
 from constrained_cnn.tracing._call import tensors
-from constrained_cnn.tracing._recorder import Watcher, operation_name
+from constrained_cnn.tracing._copy import copied, in_double
+from constrained_cnn.tracing._rules import SOURCES
+from constrained_cnn.tracing._watcher import Watcher, operation_name
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,23 @@ class Target:
     count: int = 1
 
 
+@dataclass(frozen=True)
+class Caught:
+    """A value that came about.
+
+    Attributes:
+        value: The value.
+        blind: The operation by which it depends on the image without a gradient; empty if there is
+            none, or if that was not looked for.
+    """
+
+    value: Tensor
+    blind: str = ""
+
+
 def copy_of(model: nn.Module) -> nn.Module:
     """Return a copy in double precision and evaluation mode on the CPU."""
-    try:
-        network = copy.deepcopy(model)
-    except Exception as error:
-        raise TracingError(
-            f"{type(model).__name__} cannot be copied, and it is a copy that is run: {error}"
-        ) from error
-    if any(part.is_meta for part in (*network.parameters(), *network.buffers())):
-        network = network.to_empty(device="cpu")
-        for part in network.buffers():
-            part.zero_()
-    network = network.to("cpu", torch.float64).eval().requires_grad_(False)
-    for module in network.modules():
-        for name, part in vars(module).items():  # plain attributes: no parameter, no buffer
-            if isinstance(part, Tensor):
-                vars(module)[name] = part.to(
-                    "cpu", torch.float64 if part.is_floating_point() else None
-                )
-    return network
+    return copied(model, in_double).eval().requires_grad_(False)
 
 
 def positive(network: nn.Module) -> nn.Module:
@@ -69,24 +68,20 @@ def positive(network: nn.Module) -> nn.Module:
 
 def run(
     network: nn.Module, target: Target | None, image: Tensor, *, linear: bool = False
-) -> Tensor:
+) -> Caught:
     """Return the value that comes about at ``target``; ``linear`` swaps what hides gradients."""
     if target is None:
-        return image
+        return Caught(image)
     catch = _Catch(network, target, image, linear=linear)
-    default = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(torch.float64)
-        with torch.random.fork_rng([]), catch.watching():
+        with undisturbed(), catch.watching():
+            torch.set_default_dtype(torch.float64)
             network(image)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TracingError(
             f"{type(network).__name__} cannot be run in double precision on an image of shape "
-            f"{tuple(image.shape[1:])}: {reason}"
+            f"{tuple(image.shape[1:])}: {reason_of(error)}"
         ) from error
-    finally:
-        torch.set_default_dtype(default)
     if catch.caught is None:
         raise TracingError(
             f"{type(network).__name__}: {target.op} in {target.path!r} did not run again as it was "
@@ -100,17 +95,17 @@ class _Catch(Watcher):
 
     def __init__(self, network: nn.Module, target: Target, image: Tensor, *, linear: bool) -> None:
         super().__init__(type(network).__name__, network)
-        self.caught: Tensor | None = None
+        self.caught: Caught | None = None
         self._target = target
         self._linear = linear
         self._calls = 0
         self._from_image = {id(image): image}  # an id belongs to a tensor only while it lives
+        self._blind: dict[int, tuple[str, Tensor]] = {}  # by the memory that holds such values
 
     def leave(self, paths: Sequence[str], outputs: Any) -> None:
         """Keep what the module gave, if it is the one."""
         if not self._target.op and self._target.path in paths:
-            # A clone: what follows may write into it.
-            self.caught = next(tensors(outputs)).clone()
+            self._keep(next(tensors(outputs)))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -119,9 +114,23 @@ class _Catch(Watcher):
         op = operation_name(func)
         swap = CASTS.get(op) or (SWAPS.get(op) if self._linear else None)
         outcome = (swap or call)(func, *args, **kwargs)
+        made = list(tensors(outcome))
+        if self._linear:
+            self._follow(op, list(tensors((args, kwargs))), made)
         if self._target.op:
-            self._count(op, (args, kwargs), list(tensors(outcome)))
+            self._count(op, (args, kwargs), made)
         return outcome
+
+    def _follow(self, op: str, given: list[Tensor], made: list[Tensor]) -> None:
+        """Note what depends on the image by a way that has no gradient."""
+        if op in SOURCES or not given:
+            return
+        ways = (self._blind.get(_memory(tensor), ("",))[0] for tensor in given)
+        way = next(filter(None, ways), "")
+        has_gradient = any(tensor.requires_grad for tensor in given)
+        for tensor in [given[0]] if op == "setitem" else made:
+            if way or (has_gradient and (op in SELECTIONS or not tensor.requires_grad)):
+                self._blind[_memory(tensor)] = (way or op, tensor)
 
     def _count(self, op: str, given: Any, made: list[Tensor]) -> None:
         """Count the calls at the target's place that depend on the image, as tracing does."""
@@ -131,4 +140,13 @@ class _Catch(Watcher):
         if (op, self.path) == (self._target.op, self._target.path):
             self._calls += 1
             if self._calls == self._target.count:
-                self.caught = made[0].clone()
+                self._keep(made[0])
+
+    def _keep(self, value: Tensor) -> None:
+        way = self._blind.get(_memory(value), ("",))[0]
+        self.caught = Caught(value.clone(), way)  # a clone: what follows may write into it
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return what stands for the memory of a tensor: its views have the same."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

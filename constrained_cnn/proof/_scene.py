@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from constrained_cnn.graph import Graph, Resample
-from constrained_cnn.proof._running import Target, run
+from constrained_cnn.errors import reason_of
+from constrained_cnn.graph import Border, Graph, Resample
+from constrained_cnn.proof._running import Caught, Target, run
 from constrained_cnn.receptive_field import ReceptiveField, measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span
 from constrained_cnn.receptive_field._digits import Field
@@ -28,6 +29,7 @@ class Scene:
         units: Units along it.
         field: What the analysis says they see.
         rounded: Whether weights of resampling may be 0 but for rounding.
+        repeats: Whether a border repeats positions of the image, as reflected padding does.
         where: What to say of the image; empty for the one that was given.
     """
 
@@ -39,6 +41,7 @@ class Scene:
     units: int | None
     field: Field | None
     rounded: bool
+    repeats: bool
     where: str = ""
 
     @property
@@ -53,26 +56,35 @@ class Scene:
         return torch.rand((1, *self.shape), generator=noise, dtype=torch.float64) + 0.5
 
     @functools.cached_property
-    def _linear(self) -> tuple[Tensor, Tensor]:
+    def _linear(self) -> tuple[Tensor, Caught]:
         """The image and the value it gives, with the graph between them."""
         image = self.image.clone().requires_grad_()
         return image, run(self.network, self.target, image.clone(), linear=True)
 
+    @functools.cached_property
+    def _obstacle(self) -> str:
+        """Why there is no gradient; empty if there is one."""
+        image, caught = self._linear
+        if not caught.value.requires_grad:
+            return f"{caught.blind or 'an operation'} has no gradient"
+        try:
+            gradient = _gradient(caught.value, image)
+        except RuntimeError as error:  # it writes in place what its gradient needs, or has none
+            return f"there is no gradient: {reason_of(error)}"
+        return "the gradient is NaN" if gradient is not None and gradient.isnan().any() else ""
+
+    @property
+    def blind(self) -> str:
+        """Why a gradient may miss what a unit depends on; empty if it cannot."""
+        way = self._linear[1].blind
+        return self._obstacle or (f"{way} has no gradient, or not all of it" if way else "")
+
     def seen_by_gradient(self, unit: int | None, expected: Span | None) -> Span | None:
         """Return the first and last position with a gradient; ``unit=None`` for all units."""
-        image, value = self._linear
-        part = value if unit is None or self.dim is None else value.select(self.dim, unit)
-        if not part.requires_grad:
+        if self._obstacle:
             return None
-        # Not a plain sum: that of a softmax or a norm does not depend on its input.
-        noise = torch.Generator().manual_seed(1)
-        weights = torch.rand(part.shape, generator=noise, dtype=torch.float64) + 0.5
-        try:
-            (gradient,) = torch.autograd.grad(
-                (part * weights).sum(), image, retain_graph=True, allow_unused=True
-            )
-        except RuntimeError:  # it writes in place what its gradient needs
-            return None
+        image, caught = self._linear
+        gradient = _gradient(self._part(caught.value, unit), image)
         if gradient is None:
             return None
         lines = gradient.abs().movedim(2 + self.axis, 0).flatten(1).sum(1)
@@ -84,6 +96,9 @@ class Scene:
         seen = lines.nonzero().flatten().tolist()
         return (seen[0], seen[-1]) if seen else None
 
+    def _part(self, value: Tensor, unit: int | None) -> Tensor:
+        return value if unit is None or self.dim is None else value.select(self.dim, unit)
+
     def seen_by_nan(self, unit: int | None, expected: Span | None) -> Span | None:
         """Return the first and last position from where a NaN arrives."""
         positions = torch.arange(self.length)
@@ -94,9 +109,8 @@ class Scene:
             image = self.image.clone()
             image.movedim(2 + self.axis, 0)[where] = torch.nan
             with torch.no_grad():
-                value = run(self.network, self.target, image)
-            part = value if unit is None or self.dim is None else value.select(self.dim, unit)
-            return bool(part.isnan().any())
+                value = run(self.network, self.target, image).value
+            return bool(self._part(value, unit).isnan().any())
 
         if expected is None:
             outside, ends = positions >= 0, []
@@ -120,7 +134,18 @@ class Scene:
     def is_finite(self) -> bool:
         """Whether the value has no NaN where the image has none."""
         with torch.no_grad():
-            return not bool(run(self.network, self.target, self.image.clone()).isnan().any())
+            value = run(self.network, self.target, self.image.clone()).value
+        return not bool(value.isnan().any())
+
+
+def _gradient(part: Tensor, image: Tensor) -> Tensor | None:
+    # Not a plain sum: that of a softmax or a norm does not depend on its input.
+    noise = torch.Generator().manual_seed(1)
+    weights = torch.rand(part.shape, generator=noise, dtype=torch.float64) + 0.5
+    (gradient,) = torch.autograd.grad(
+        (part * weights).sum(), image, retain_graph=True, allow_unused=True
+    )
+    return gradient
 
 
 def smallest(length: int, holds: Callable[[int], bool]) -> int:
@@ -134,17 +159,21 @@ def smallest(length: int, holds: Callable[[int], bool]) -> int:
 def scene_of(network: nn.Module, graph: Graph, layer: str | None, axis: int) -> Scene:
     measured = measure_receptive_field(graph, layer=layer)
     value = value_of(graph, measured, layer)
-    resampled = any(
-        source is not None and isinstance(source.by, Resample)
+    ways = [
+        source.by
         for one in graph.layers
         for reads in one.reads
         for read in reads
         for source in read.axes
-    )
+        if source is not None
+    ]
+    resampled = any(isinstance(by, Resample) for by in ways)
+    repeats = any(isinstance(by, Border) for by in ways)
     of = measured.axes[axis]
     dim = places(graph)[value][axis].axis
     target = target_of(graph, value)
-    return Scene(network, target, measured.input_shape, axis, dim, of.units, of.field, resampled)
+    shape = measured.input_shape
+    return Scene(network, target, shape, axis, dim, of.units, of.field, resampled, repeats)
 
 
 def value_of(graph: Graph, measured: ReceptiveField, layer: str | None) -> int:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained_cnn.tracing._call import tensors
-from constrained_cnn.tracing._recorder import is_in_place, operation_name
+from constrained_cnn.tracing._watcher import is_in_place, operation_name
 
 
 def call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +37,9 @@ def _together(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not any(x.requires_grad for x in given):
         return func(*args, **kwargs)
     shape = torch.broadcast_shapes(*[x.shape for x in tensors((args, kwargs))])
-    return sum(x.expand(shape) for x in given)
+    total = sum((x.expand(shape) for x in given), given[0].new_zeros(()))
+    first = next(tensors((args, kwargs)))
+    return first.copy_(total) if is_in_place(func) and first.is_floating_point() else total
 
 
 def _average(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -101,6 +103,10 @@ _CHOICES = """
     and bitwise_and bitwise_not bitwise_or eq fmax fmin ge gt heaviside invert le logical_and
     logical_not logical_or logical_xor lt masked_fill maximum minimum ne or where xor
 """
+# Their gradient reaches only what they chose, though their choice depends on all.
+SELECTIONS = frozenset(
+    ["aminmax", "cummax", "cummin", "kthvalue", "median", "mode", "nanmedian", "sort", "topk"]
+)
 SWAPS: dict[str, Swap] = {
     **dict.fromkeys(_ACTIVATIONS.split(), _passed_on),
     **dict.fromkeys(_CHOICES.split(), _together),

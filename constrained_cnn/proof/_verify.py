@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from constrained_cnn.errors import (
@@ -20,9 +21,12 @@ from constrained_cnn.receptive_field._axis import Span, clip
 from constrained_cnn.receptive_field._digits import Field
 from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.tracing import trace
+from constrained_cnn.tracing._around import undisturbed
 
 Method = Literal["nan", "gradient"]
 _METHODS: tuple[Method, ...] = ("nan", "gradient")
+_NAN_ALONE = "NaN passes through weights of 0, or an operation stops it"
+_NOT_FINITE = "the value is NaN without any in the image"
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,11 @@ def verify_receptive_field(
     position, at this input size.
 
     NaN passes through weights that are exactly 0, as bilinear resampling has, and some operations
-    stop it. Where only it disagrees, the gradient decides, and the check says so.
+    stop it. Where only it disagrees, the gradient decides, and the check says so. Some operations
+    have no gradient, such as a cast to integers or ``argmax``: a unit that by its gradient sees
+    less than said is then no proof against it, and NaN may prove it alone. That an axis is global
+    NaN proves alone only there. Where padding repeats positions of the image, a unit whose span
+    leaves the image reads those, and nothing is said of it.
 
     Args:
         model: The network; it stays as it is.
@@ -153,6 +161,17 @@ def verify_receptive_field(
         >>> print(proof.checks[1])
         axis 0, unit 4, gradient: expected 8 to 15, found 8 to 15: holds
     """
+    with undisturbed(), torch.enable_grad():
+        return _verified(model, input_shape, layer, field, units)
+
+
+def _verified(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    layer: str | None,
+    field: ReceptiveField | None,
+    units: Sequence[int] | None,
+) -> FieldProof:
     graph = trace(model, input_shape)
     if field is None:
         claim = measure_receptive_field(graph, layer=layer)
@@ -276,53 +295,75 @@ def _check_unit(
 ) -> list[FieldCheck]:
     """Check one unit by both methods; the gradient decides where there is one."""
     by_nan, by_gradient = scene.seen_by_nan(unit, inside), scene.seen_by_gradient(unit, inside)
-    nan_ok, gradient_ok = (_agree(found, inside, span) for found in (by_nan, by_gradient))
-    nan_note = gradient_note = "" if span == inside else "what lies inside the image"
-    if not scene.is_finite:
-        nan_ok, nan_note = None, "the value is NaN without any in the image"
+    repeats = scene.repeats and span != inside
+    nan_ok, gradient_ok = (_agree(found, inside, span, repeats) for found in (by_nan, by_gradient))
+    note = "" if span == inside else "what lies inside the image"
+    nan_note = gradient_note = "the border repeats positions of the image" if repeats else note
+    if not gradient_ok and scene.blind and _is_within(by_gradient, inside):
+        gradient_ok, gradient_note = None, scene.blind
+        if not nan_ok:
+            nan_ok, nan_note = None, _NAN_ALONE
     elif gradient_ok and not nan_ok:
-        nan_ok, nan_note = None, "NaN passes through weights of 0, or an operation stops it"
-    elif nan_ok and by_gradient is None and inside is not None:
-        gradient_ok, gradient_note = None, "an operation has no gradient"
-    elif gradient_ok is None and by_gradient is not None:
+        nan_ok, nan_note = None, _NAN_ALONE
+    elif gradient_ok is None:
         nan_ok = None
-    place = scene.where
+    if not scene.is_finite:
+        nan_ok, nan_note = None, _NOT_FINITE
+    pairs = ((by_nan, nan_ok, nan_note), (by_gradient, gradient_ok, gradient_note))
     return [
-        FieldCheck(scene.axis, unit, "nan", span, by_nan, nan_ok, nan_note or place),
-        FieldCheck(
-            scene.axis, unit, "gradient", span, by_gradient, gradient_ok, gradient_note or place
-        ),
+        FieldCheck(scene.axis, unit, method, span, found, ok, said or scene.where)
+        for method, (found, ok, said) in zip(_METHODS, pairs, strict=True)
     ]
 
 
-def _agree(found: Span | None, inside: Span | None, span: Span | None) -> bool | None:
+def _agree(
+    found: Span | None, inside: Span | None, span: Span | None, repeats: bool
+) -> bool | None:
     """Whether what is found is what lies inside the image; None if the border may hide the rest."""
     if found == inside:
         return True
-    less = found is None or (inside is not None and inside[0] <= found[0] and found[1] <= inside[1])
-    return None if less and span != inside else False
+    return None if repeats or (span != inside and _is_within(found, inside)) else False
+
+
+def _is_within(found: Span | None, inside: Span | None) -> bool:
+    if found is None or inside is None:
+        return found is None
+    return inside[0] <= found[0] and found[1] <= inside[1]
 
 
 def _check_global(scene: Scene, chosen: list[int] | None) -> list[FieldCheck]:
     """Check that the first and last position reach every unit that is tried."""
-    full = (0, scene.length - 1)
     units: Sequence[int | None] = [None]
     if scene.units is not None:
         units = chosen or sorted({0, scene.units // 2, scene.units - 1})
-    read_at_all = scene.seen_by_gradient(None, full)
-    checks: list[FieldCheck] = []
-    for unit in units:
-        found = (scene.seen_by_nan(unit, full), scene.seen_by_gradient(unit, full))
-        excuse = ""
-        if full in found:
-            excuse = "the other method decides"
-        elif read_at_all is not None and read_at_all in found:
-            excuse = "no unit reads the rest of the image"
-        for method, seen in zip(_METHODS, found, strict=True):
-            ok = True if seen == full else None if excuse else False
-            note = "" if ok else excuse
-            checks.append(FieldCheck(scene.axis, unit, method, full, seen, ok, note))
-    return checks
+    read_at_all = scene.seen_by_gradient(None, (0, scene.length - 1))
+    return [check for unit in units for check in _check_whole(scene, unit, read_at_all)]
+
+
+def _check_whole(scene: Scene, unit: int | None, read_at_all: Span | None) -> list[FieldCheck]:
+    """Check that a unit sees all of an axis; NaN alone shows it only where there is no gradient."""
+    full = (0, scene.length - 1)
+    found = (scene.seen_by_nan(unit, full), scene.seen_by_gradient(unit, full))
+    nan_excuse = gradient_excuse = ""
+    if found[1] == full:
+        nan_excuse = "the other method decides"
+    elif scene.blind:
+        nan_excuse, gradient_excuse = _NAN_ALONE, scene.blind
+    elif found[0] == full:
+        nan_excuse = gradient_excuse = "NaN may pass where values do not, as behind a mask"
+    elif read_at_all is not None and read_at_all in found:
+        nan_excuse = gradient_excuse = "no unit reads the rest of the image"
+    nan_ok: bool | None = None if nan_excuse else False
+    if found[0] == full and (found[1] == full or scene.blind):
+        nan_ok = True
+    if not scene.is_finite:
+        nan_ok, nan_excuse = None, _NOT_FINITE
+    gradient_ok = True if found[1] == full else None if gradient_excuse else False
+    pairs = ((nan_ok, nan_excuse), (gradient_ok, gradient_excuse))
+    return [
+        FieldCheck(scene.axis, unit, method, full, seen, ok, "" if ok else excuse)
+        for method, seen, (ok, excuse) in zip(_METHODS, found, pairs, strict=True)
+    ]
 
 
 def _say(span: Span | None) -> str:

@@ -1,6 +1,7 @@
 """Run a network without data, once in evaluation mode and once in training, and write it down."""
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,11 +83,17 @@ def trace(
     if not isinstance(model, nn.Module):
         hint = "; call it: a class makes a network" if isinstance(model, type) else ""
         raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module{hint}")
-    _check_python(model)
     check_flag("strict", strict)
     wanted = _wanted(input_shape, inputs)
-    with undisturbed():
-        return _traced(model, wanted, strict)
+    try:
+        _check_python(model)
+        with undisturbed():
+            return _traced(model, wanted, strict)
+    except RecursionError as error:
+        raise TracingError(
+            f"{type(model).__name__}: its modules lie in one another deeper than Python's limit of "
+            f"{sys.getrecursionlimit()} calls; raise it by sys.setrecursionlimit, or nest less"
+        ) from error
 
 
 def _traced(model: nn.Module, wanted: Inputs, strict: bool) -> Graph:
