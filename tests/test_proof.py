@@ -661,3 +661,8 @@ def test_fields_that_do_not_move_with_the_unit() -> None:
     wrong = replace(right.axes[0], field=PositionField((*spans.spans[:-1], (1, 3))))
     claim = replace(right, axes=(wrong, *right.axes[1:]))
     assert verify_receptive_field(network, SHAPE, field=claim).ok is False
+
+
+def test_nearest_neighbours_are_those_of_single_precision() -> None:
+    proof = verify_receptive_field(nn.Upsample(size=82), (1, 8), units=[40, 41, 42])
+    assert proof.ok, str(proof)

@@ -22,6 +22,19 @@ def _identity(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return x if x.is_floating_point() else func(*args, **kwargs)
 
 
+def _in_single_precision(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return nearest neighbours as a network in single precision picks them.
+
+    Which one is nearest is a matter of rounding: in double precision some would be others.
+    """
+    x = next(tensors((args, kwargs)))
+    mode = args[3] if len(args) > 3 else kwargs.get("mode", "nearest")
+    if "nearest" not in str(mode) or x.dtype != torch.float64:
+        return func(*args, **kwargs)
+    given = {**dict(zip(("input", "size", "scale_factor", "mode"), args, strict=False)), **kwargs}
+    return func(**{**given, "input": x.float()}).double()
+
+
 def _passed_on(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the values of the input: an activation."""
     x = next(tensors((args, kwargs)))
@@ -93,7 +106,10 @@ def _each(value: Any, n: int) -> list[int]:
 Swap = Callable[..., Any]
 _POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation")
 # The copy is in double precision; what casts to another would not fit its weights.
-CASTS: dict[str, Swap] = dict.fromkeys(["float", "double", "half", "bfloat16"], _identity)
+CASTS: dict[str, Swap] = {
+    **dict.fromkeys(["float", "double", "half", "bfloat16"], _identity),
+    **dict.fromkeys(["interpolate", "upsample"], _in_single_precision),
+}
 _ACTIVATIONS = """
     abs celu ceil clamp clamp_max clamp_min clip detach elu erf floor gelu hardshrink hardsigmoid
     hardswish hardtanh leaky_relu logit logsigmoid mish prelu relu relu6 round rrelu selu sigmoid
