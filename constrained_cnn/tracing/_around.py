@@ -50,16 +50,19 @@ def _no_default_device() -> Iterator[None]:
     them; to change it while others are entered breaks their order, so all are put aside.
     """
     default = torch._GLOBAL_DEVICE_CONTEXT
-    modes, context = _all_modes(), getattr(default, "device_context", None)
+    modes, kept = _all_modes(), dict(vars(default))  # to torch 2.6 None is not the same as nothing
     current = _device.CURRENT_DEVICE
-    default.device_context = _device.CURRENT_DEVICE = None
+    vars(default).clear()
+    _device.CURRENT_DEVICE = None
     try:
         yield
     finally:
         _all_modes()
         for mode in reversed(modes):
             _push_mode(mode)
-        default.device_context, _device.CURRENT_DEVICE = context, current
+        vars(default).clear()
+        vars(default).update(kept)
+        _device.CURRENT_DEVICE = current
 
 
 def _all_modes() -> list[torch.overrides.TorchFunctionMode]:
