@@ -11,6 +11,7 @@ from constrained_cnn.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import rich.table
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 __all__ = ["Table", "say_bytes"]
 
@@ -25,9 +26,13 @@ class Table:
         rows: The rows.
         totals: A last row, set apart; empty for none.
         title: A line above it.
+        may_go: Headings of columns that a narrow terminal leaves out, in the order they go; columns
+            without content go before them. Everywhere else the table is whole.
+        note: A line below it.
 
     Raises:
-        InvalidInputError: If a row has not one cell for each column.
+        InvalidInputError: If a row has not one cell for each column, or a column that may go is
+            none of the table's.
 
     Examples:
         >>> print(Table(("<layer", "MACs"), (("conv", "1,152"),), totals=("total", "1,152")))
@@ -42,8 +47,15 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     totals: tuple[str, ...] = ()
     title: str = ""
+    may_go: tuple[str, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
+        for heading in self.may_go:
+            if heading not in self.headings[1:]:
+                raise InvalidInputError(
+                    f"may_go={heading!r}: must be a heading of this table, and not the first"
+                )
         for row in (*self.rows, *([self.totals] if self.totals else [])):
             if len(row) != len(self.columns):
                 raise InvalidInputError(
@@ -75,6 +87,7 @@ class Table:
         lines += [line(self.headings), rule, *map(line, self.rows)]
         if self.totals:
             lines += [rule, line(self.totals)]
+        lines += ["", self.note] if self.note else []
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
@@ -86,10 +99,11 @@ class Table:
         ]
         if self.totals:
             rows.append(tuple(f"**{cell}**" if cell else "" for cell in self.totals))
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+        note = f"\n{self.note}\n" if self.note else ""
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + note
 
     def to_csv(self) -> str:
-        """Return the rows as CSV, numbers without separators; neither title nor totals."""
+        """Return the rows as CSV, numbers without separators; no title, totals or note."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.headings)
@@ -113,35 +127,100 @@ class Table:
         foot = f"<tfoot>{line(self.totals, 'th')}</tfoot>" if self.totals else ""
         body = "".join(line(row, "td") for row in self.rows)
         head = line(self.headings, "th")
-        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody>{foot}</table>"
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody>{foot}</table>{note}"
 
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    def __rich__(self) -> "rich.table.Table":
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        natural = [self._natural_width(i) for i in range(len(self.columns))]
+        shown = self._shown(natural, options.max_width)
+        if self.title:
+            yield Text(self.title, style="bold")
+        yield self._drawn(shown, _shared_out(natural, self._left, shown, options.max_width))
+        yield Text("")
+        gone = [heading or "remarks" for i, heading in enumerate(self.headings) if i not in shown]
+        if gone:
+            yield Text(
+                f"Left out for want of room: {', '.join(gone)}. A wider terminal, a file or "
+                "Markdown has the whole table.",
+                style="dim",
+            )
+        if self.note:
+            yield Text(self.note)
+
+    def _natural_width(self, column: int) -> int:
+        from rich.cells import cell_len
+
+        cells = [self.headings[column], *(row[column] for row in self.rows)]
+        return max(map(cell_len, [*cells, self.totals[column] if self.totals else ""]))
+
+    def _shown(self, natural: Sequence[int], room: int) -> list[int]:
+        """Return the columns that fit, names folded but no number or heading broken."""
+        shown = list(range(len(self.columns)))
+        # A total of nothing says nothing either.
+        empty = [i for i in shown[1:] if not any(row[i] for row in self.rows)]
+        for column in (*empty, *map(self.headings.index, self.may_go)):
+            if _width(natural, self._left, shown, _FOLDED) <= room:
+                break
+            shown = [i for i in shown if i != column]
+        while len(shown) > 1 and _width(natural, self._left, shown, _FOLDED_AT_LAST) > room:
+            shown.pop()
+        return shown
+
+    def _drawn(self, shown: Sequence[int], widths: Sequence[int]) -> "rich.table.Table":
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
         table = RichTable(
-            title=self.title or None,
-            title_justify="left",
-            title_style="bold",
             box=box.SIMPLE_HEAD,
             show_footer=bool(self.totals),
+            show_edge=False,
+            padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for i, (heading, left) in enumerate(zip(self.headings, self._left, strict=True)):
+        for i, width in zip(shown, widths, strict=True):
             # Cells are texts, not markup: a path may hold brackets.
             table.add_column(
-                Text(heading),
+                Text(self.headings[i]),
                 Text(self.totals[i]) if self.totals else Text(""),
-                justify="left" if left else "right",
+                justify="left" if self._left[i] else "right",
                 overflow="fold",
+                width=width,
             )
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(row[i]) for i in shown))
         return table
+
+
+_GAP = 2
+# What a column of names is folded to before others go, and after they are gone.
+_FOLDED, _FOLDED_AT_LAST = 20, 8
+
+
+def _width(natural: Sequence[int], left: Sequence[bool], shown: Sequence[int], narrow: int) -> int:
+    """Return the width of a table whose names are folded."""
+    folded = sum(min(natural[i], narrow) if left[i] else natural[i] for i in shown)
+    return folded + _GAP * (len(shown) - 1)
+
+
+def _shared_out(
+    natural: Sequence[int], left: Sequence[bool], shown: Sequence[int], room: int
+) -> list[int]:
+    """Return the width of each column; names take what numbers leave."""
+    narrow = _FOLDED if _width(natural, left, shown, _FOLDED) <= room else _FOLDED_AT_LAST
+    spare = room - _width(natural, left, shown, narrow)
+    widths = []
+    for i in shown:
+        least = min(natural[i], narrow) if left[i] else natural[i]
+        more = max(0, min(natural[i] - least, spare))
+        widths.append(least + more)
+        spare -= more
+    return widths
 
 
 def _is_number(cell: str) -> bool:

@@ -108,16 +108,8 @@ def test_networks_somebody_else_worked_out(case: Case) -> None:
     assert not budget.memory.problem
 
 
-# It makes patches and channels one axis.
-REFUSED = ("unfold",)
-
-
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_fields_somebody_else_worked_out(case: Case) -> None:
-    if case.name in REFUSED:
-        with pytest.raises(TracingError):
-            measure_receptive_field(case.make(), case.input_shape, layer=case.layer)
-        return
     graph = trace(case.make(), case.input_shape)
     layer = case.layer
     if case.name == "tuple":  # the first of two outputs, where we take the last
@@ -312,6 +304,7 @@ def test_an_unknown_operation_is_an_error_or_listed() -> None:
     assert budget.unknown == ("fft_fft2",)
     assert not budget.complete
     assert "incomplete" in str(budget)
+    assert "incomplete" in repr(budget)
     assert budget.layers[0].work is None
 
 
@@ -361,8 +354,43 @@ def test_faces(budget: Budget) -> None:
     assert "24" in text
     assert "648" in text
     assert "| total (live: peak)" in budget.to_markdown().replace("**", "")
-    assert "<table>" in budget._repr_html_()
+    assert "<p>Sequential on 1 x 8 x 8</p><table>" in budget._repr_html_()
     assert repr(budget) == "Budget(Sequential: 24 parameters, 648 MACs)"
+
+
+def test_json_of_the_totals_alone(budget: Budget) -> None:
+    whole, totals = budget.to_dict(), budget.to_dict(layers=False)
+    assert "layers" not in totals
+    assert all("live" not in peak for peak in totals["memory"]["peaks"])
+    assert {key: whole[key] for key in totals if key != "memory"} == {
+        key: totals[key] for key in totals if key != "memory"
+    }
+
+
+def test_each_peak_says_where_it_is_and_none_is_said_twice() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3)
+    )  # as in test_budget_memory.py: where nothing is in place only the folded ones differ
+    rows = measure_budget(net, (1, 8, 8)).totals().rows
+    first = next(i for i, row in enumerate(rows) if row[0] == "inference peak")
+    assert [row[1:] for row in rows[first : first + 6]] == [
+        ("576 B", "at 1: batch_norm (as run)"),
+        ("480 B", "at 3: conv2d (as run, batch norm folded)"),
+        ("576 B", "at 2: relu (as run, batch norm folded, nothing in place)"),
+        ("144 B", "at 1: batch_norm (int8)"),
+        ("120 B", "at 3: conv2d (int8, batch norm folded)"),
+        ("144 B", "at 2: relu (int8, batch norm folded, nothing in place)"),
+    ]
+    assert rows[first + 6][0] == "saved for backward"
+
+
+def test_quantities_of_what_is_deployed(budget: Budget) -> None:
+    quantities = budget.quantities()
+    assert quantities["bytes of deployed weights, float32"] == 4 * 20  # the norm is folded
+    assert quantities["bytes of deployed weights, int8"] == 20
+    assert quantities["bytes at the int8 peak, batch norm folded"] == 2 * 36
+    plain = measure_budget(nn.Conv2d(1, 2, 3), (1, 8, 8)).quantities()  # nothing to fold
+    assert plain["bytes at the int8 peak, batch norm folded"] == 2 * 36
 
 
 def test_a_network_that_cannot_train_says_so() -> None:

@@ -1,10 +1,15 @@
 """What changed between two networks."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
+import pytest
 from torch import nn
 
 from constrained_cnn.budget import diff, measure_budget
+from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.tracing import trace
 
 OLD = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
 NEW = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1))
@@ -41,8 +46,73 @@ def test_nothing_changed() -> None:
 def test_faces() -> None:
     change = diff(measure_budget(OLD, (1, 8, 8)), measure_budget(NEW, (1, 8, 8)))
     assert "-66.1 %" in str(change)
-    assert "| 2: conv2d parameters | 292 | 36 | -256 | -87.7 % |" in change.to_markdown()
+    assert "| 2: conv2d | 292 | 36 | -256 | 4,608 | 1,152 | -3,456 |" in change.to_markdown()
+    assert "| 3: conv2d |  | 10 | +10 |  | 288 | +288 |" in change.to_markdown()
     content = json.loads(change.to_json())
     assert content["schema"] == "constrained_cnn.diff/1"
     assert content["totals"][0] == {"name": "parameters", "old": 372, "new": 126}
     assert "Layers that changed" in change._repr_html_()
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    net = nn.Sequential()
+    for name, layer in layers.items():
+        net.add_module(name, layer)
+    return net
+
+
+def conv(width: int = 1) -> nn.Module:
+    return nn.Conv2d(1, width, 1)
+
+
+def test_what_is_gone_stands_where_it_stood() -> None:
+    old = named(a=conv(), gone=conv(), b=conv(), also=conv(), c=nn.Conv2d(1, 2, 1))
+    new = named(a=conv(), fresh=conv(), b=conv(), c=nn.Conv2d(1, 3, 1))
+    change = diff(measure_budget(old, (1, 4, 4)), measure_budget(new, (1, 4, 4)))
+    rows = [row[0].split(":")[0] for row in change.layer_table().rows]
+    assert rows == ["gone", "fresh", "also", "c"]
+    first = diff(measure_budget(old, (1, 4, 4)), measure_budget(old[1:], (1, 4, 4)))
+    assert [row[0].split(":")[0] for row in first.layer_table().rows] == ["a"]
+
+
+def test_a_layer_has_one_row_even_where_one_number_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = conv()
+
+        def forward(self, x: Any) -> Any:
+            return self.a(self.a(x))
+
+    change = diff(measure_budget(named(a=conv()), (1, 4, 4)), measure_budget(Twice(), (1, 4, 4)))
+    (row,) = change.layer_table().rows  # it reads the parameters the first read has
+    assert row[1:] == ("", "0", "=", "", "16", "+16")
+
+
+def test_names_in_place_of_those_of_the_models() -> None:
+    budgets = measure_budget(OLD, (1, 8, 8)), measure_budget(NEW, (1, 8, 8))
+    change = diff(*budgets, names=("before", "after"))
+    assert change.table().title == "before -> after"
+    assert change.table().headings == ("cost", "before", "after", "difference", "share")
+    assert "MACs after" in change.layer_table().headings
+    assert diff(*budgets).table().title == "Sequential -> Sequential"
+    for names in (("a", "a"), ("a",), "ab", ("a", 1)):
+        with pytest.raises(InvalidInputError, match="must be two names that differ"):
+            diff(*budgets, names=names)  # type: ignore[arg-type]
+
+
+def test_notes_stand_below() -> None:
+    budget = measure_budget(OLD, (1, 8, 8))
+    change = replace(diff(budget, budget), notes=("One.", "Two."))
+    assert "One.\nTwo." in str(change)
+    assert "One.\nTwo." in change.to_markdown()
+    assert json.loads(change.to_json())["notes"] == ["One.", "Two."]
+
+
+@pytest.mark.parametrize("thing", [OLD, trace(OLD, (1, 8, 8)), 3])
+def test_what_is_no_budget(thing: Any) -> None:
+    budget = measure_budget(OLD, (1, 8, 8))
+    with pytest.raises(InvalidInputError, match=r"old=.*measure_budget\(model, input_shape\)"):
+        diff(thing, budget)
+    with pytest.raises(InvalidInputError, match="new="):
+        diff(budget, thing)

@@ -104,6 +104,14 @@ def test_the_peak_grows_with_the_image() -> None:
     assert peaks == sorted(set(peaks))
 
 
+def test_memory_prints_shortly() -> None:
+    memory = measure_budget(nn.Conv2d(1, 2, 3), (1, 8, 8)).memory
+    assert repr(memory.timeline) == "Timeline(as run: 288 bytes at conv2d)"
+    assert repr(memory) == (
+        "Memory(weights 80 B, inference peak 288 B at conv2d, saved for backward 256 B)"
+    )
+
+
 def test_what_cannot_be_asked() -> None:
     graph = trace(nn.ReLU(), (1, 8, 8))
     with pytest.raises(InvalidInputError, match="'float16'"):

@@ -292,9 +292,7 @@ def test_one_and_three_dimensions() -> None:
 def test_it_prints_and_gives_the_sheet_people_keep() -> None:
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3))
     field = measure_receptive_field(net, (1, 28, 28))
-    assert str(field) == (
-        "Sequential at 2: conv2d: 8 of 28, jump 2, start -1; 8 of 28, jump 2, start -1"
-    )
+    assert str(field) == "Sequential at 2: conv2d: 8 of 28, jump 2, start -1"
     assert field.to_markdown().splitlines()[2:] == [
         "| 0: conv2d | 28 | 3 | 1 | 1 | 1 | 28 | 1 | 3 |",
         "| 1: max_pool2d | 28 | 2 | 0 | 2 | 1 | 14 | 2 | 4 |",
@@ -397,3 +395,15 @@ def test_a_unit_that_is_not_there() -> None:
     assert not axis.is_clipped(0)
     with pytest.raises(InvalidInputError, match="unit=6"):
         axis.interval(6)
+
+
+def test_of_several_parts_the_one_that_goes_out_is_meant() -> None:
+    net = Lambda(lambda x, a: torch.split(a(x), [4, 5], 2)[1], conv(1))
+    rows, columns = measure_receptive_field(net, (1, 11, 11)).axes
+    assert [rows.interval(0), columns.interval(0)] == [(4, 6), (0, 2)]
+
+
+def test_a_field_of_many_positions_takes_no_time() -> None:
+    field = measure_receptive_field(nn.Conv1d(1, 1, 3), (1, 10**8))
+    assert field.first_to_see_all is None
+    assert field.axes[0].interval(10**8 - 3) == (10**8 - 3, 10**8 - 1)

@@ -1,6 +1,7 @@
 """What a network costs: parameters, arithmetic and memory, in total and for each layer."""
 
 import dataclasses
+import html
 import json
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -9,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from constrained_cnn.budget._folding import foldable
-from constrained_cnn.budget._memory import Timeline, timeline_of
+from constrained_cnn.budget._memory import Memory, memory_of, timeline_of
 from constrained_cnn.budget._parameters import (
     Parameters,
     count_parameters,
     deployed_by_layer,
     parameters_by_layer,
 )
-from constrained_cnn.graph import Graph, Work, bytes_of
+from constrained_cnn.graph import Graph, Work
 from constrained_cnn.table import Table, say_bytes
 from constrained_cnn.tracing import as_graph
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Budget", "LayerCost", "Memory", "measure_budget"]
 
 SCHEMA = "constrained_cnn.budget/1"
 
@@ -43,6 +45,19 @@ CONVENTIONS = (
         "Saved for backward: what autograd keeps in training mode on a CPU, no parameters, the "
         "input included where it is kept."
     ),
+)
+
+
+# What a narrow terminal leaves out, in this order.
+_MAY_GO = (
+    "bias",
+    "norm",
+    "element-wise",
+    "pooling",
+    "saved bytes",
+    "output",
+    "deployed",
+    "live bytes",
 )
 
 
@@ -71,41 +86,6 @@ class LayerCost:
     work: Work | None
     live: int
     saved: int
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How much memory a network takes.
-
-    Attributes:
-        weights: Bytes of parameters and buffers, as they are stored.
-        deployed_weights: Bytes of the deployed parameters, by what an element takes.
-        timeline: Bytes that live at each operation, as the network runs.
-        peaks: The same under other accountings, each of which says its name; the first is
-            ``timeline``.
-        saved_for_backward: Bytes kept for the backward pass, for one sample; None if the network
-            cannot run in training mode.
-        saved_once: Bytes kept beside, whatever the size of the batch.
-        problem: Why the network cannot run in training mode; empty if it can.
-    """
-
-    weights: int
-    deployed_weights: Mapping[str, int]
-    timeline: Timeline
-    peaks: tuple[Timeline, ...]
-    saved_for_backward: int | None
-    saved_once: int
-    problem: str = ""
-
-    @property
-    def inference_peak(self) -> int:
-        """The most bytes of activations that live at once, as the network runs."""
-        return self.timeline.peak
-
-    @property
-    def peak_layer(self) -> str:
-        """The operation at which they live."""
-        return self.timeline.peak_layer
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,9 +140,10 @@ class Budget:
             ("MACs", f"{self.macs:,}", f"{self.flops:,} FLOPs"),
             ("other operations", "", _parts(**_other(self.work))),
             ("weights", say_bytes(m.weights), _bytes(p.bytes)),
-            ("inference peak", say_bytes(m.inference_peak), f"at {m.peak_layer}"),
         ]
-        rows += [("", say_bytes(peak.peak), peak.name) for peak in m.peaks[1:]]
+        for i, peak in enumerate(m.told_apart):
+            where = f"at {peak.peak_layer} ({peak.name})"
+            rows.append(("" if i else "inference peak", say_bytes(peak.peak), where))
         rows.append(self._saved_row())
         if not self.complete:
             rows.append(("not known", str(len(self.unknown)), ", ".join(self.unknown)))
@@ -200,13 +181,17 @@ class Budget:
             m.saved_for_backward,
         )
         cells = tuple("?" if number is None else f"{number:,}" for number in numbers)
-        return Table(columns, tuple(rows), ("total (live: peak)", "", *cells), title=self._title)
+        total = ("total (live: peak)", "", *cells)
+        return Table(columns, tuple(rows), total, title=self._title, may_go=_MAY_GO)
 
     @property
     def _title(self) -> str:
         shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.input_shapes)
-        rest = "" if self.complete else ", incomplete: not every operation is known"
-        return f"{self.model} on {shapes}{rest}"
+        return f"{self.model} on {shapes}{self._incomplete}"
+
+    @property
+    def _incomplete(self) -> str:
+        return "" if self.complete else ", incomplete: not every operation is known"
 
     @staticmethod
     def _row(layer: LayerCost) -> tuple[str, ...]:
@@ -224,7 +209,9 @@ class Budget:
             "deployed parameters": p.deployed,
             "MACs": self.macs,
             "bytes of weights": m.weights,
+            **{f"bytes of deployed weights, {kind}": n for kind, n in m.deployed_weights.items()},
             "bytes at the inference peak": m.inference_peak,
+            "bytes at the int8 peak, batch norm folded": m.int8_peak,
         }
         if m.saved_for_backward is not None:
             found["bytes saved for backward"] = m.saved_for_backward
@@ -238,7 +225,8 @@ class Budget:
         ]
 
     def __repr__(self) -> str:
-        return f"Budget({self.model}: {self.parameters.total:,} parameters, {self.macs:,} MACs)"
+        numbers = f"{self.parameters.total:,} parameters, {self.macs:,} MACs"
+        return f"Budget({self.model}: {numbers}{self._incomplete})"
 
     def __str__(self) -> str:
         return f"{self._title}\n\n{self.totals()}"
@@ -248,14 +236,19 @@ class Budget:
         yield self.totals()
 
     def _repr_html_(self) -> str:
-        return self.totals().to_html() + self.table().to_html()
+        title = f"<p>{html.escape(self._title)}</p>"
+        return title + self.totals().to_html() + self.table().to_html()
 
     def to_markdown(self) -> str:
         """Return the totals and the layers as tables in Markdown."""
         return f"{self._title}\n\n{self.totals().to_markdown()}\n{self.table().to_markdown()}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data, with the version of the schema."""
+    def to_dict(self, *, layers: bool = True) -> dict[str, Any]:
+        """Return everything as plain data, with the version of the schema.
+
+        Args:
+            layers: Whether what is said of each layer is in it, or the totals alone.
+        """
         content = dataclasses.asdict(self)
         derived = {"macs": self.macs, "flops": self.flops, "conventions": list(CONVENTIONS)}
         memory = content["memory"]
@@ -265,6 +258,10 @@ class Budget:
         for said, peak in zip(memory["peaks"], self.memory.peaks, strict=True):
             del said["layers"]  # those of the budget
             said |= {"name": peak.name, "peak": peak.peak, "peak_layer": peak.peak_layer}
+            if not layers:
+                del said["live"]
+        if not layers:
+            del content["layers"]
         plain = {"schema": SCHEMA, **content, **derived, "complete": self.complete}
         cleaned: dict[str, Any] = json.loads(json.dumps(plain))
         return cleaned
@@ -327,33 +324,9 @@ def measure_budget(
         tuple(graph.values[number].shape[1:] for number in graph.inputs),
         parameters,
         work,
-        _memory(graph, parameters),
+        memory_of(graph, parameters),
         layers,
         graph.unknown,
-    )
-
-
-def _memory(graph: Graph, parameters: Parameters) -> Memory:
-    timeline = timeline_of(graph, "as run", False, True)
-    folds = bool(foldable(graph))
-    places = any(layer.in_place for layer in graph.layers)
-    peaks = [timeline]
-    for elements in ("as run", "int8"):
-        for folded in (False, True) if folds else (False,):
-            for in_place in (True, False) if places else (True,):
-                if (elements, folded, in_place) != ("as run", False, True):
-                    peaks.append(timeline_of(graph, elements, folded, in_place))
-    run = graph.training
-    return Memory(
-        weights=sum(weight.bytes for weight in graph.weights),
-        deployed_weights={
-            kind: parameters.deployed * bytes_of(kind) for kind in ("float32", "int8")
-        },
-        timeline=timeline,
-        peaks=tuple(peaks),
-        saved_for_backward=None if run.problem else sum(layer.saved for layer in run.layers),
-        saved_once=0 if run.problem else run.saved_constant,
-        problem=run.problem,
     )
 
 

@@ -1,11 +1,13 @@
 """What changed between two networks. Works on budgets alone, without torch."""
 
+import itertools
 import json
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.table import Table
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 SCHEMA = "constrained_cnn.diff/1"
 
 
+@runtime_checkable
 class Quantities(Protocol):
     """What a budget gives to compare: numbers by name, and numbers of each layer."""
 
@@ -36,11 +39,13 @@ class Change:
         name: What it is.
         old: Before; None where there was none.
         new: After; None where there is none.
+        layer: Name of the layer it is of; empty for a total.
     """
 
     name: str
     old: int | None
     new: int | None
+    layer: str = ""
 
     @property
     def difference(self) -> int:
@@ -52,13 +57,21 @@ class Change:
         """How many times as much there is now; None where there was nothing."""
         return (self.new or 0) / self.old if self.old else None
 
+    @property
+    def quantity(self) -> str:
+        """What it is, without the name of the layer."""
+        return self.name.removeprefix(f"{self.layer} ") if self.layer else self.name
+
+    def numbers(self) -> tuple[str, str, str]:
+        """Return before, after and difference as a table says them."""
+        signed = f"{self.difference:+,}" if self.difference else "="
+        return _number(self.old), _number(self.new), signed
+
     def cells(self) -> tuple[str, ...]:
         """Return it as a row of a table."""
-        share = "" if self.ratio is None else f"{100 * (self.ratio - 1):+.1f} %"
-        if self.difference == 0:
-            share = ""
-        signed = f"{self.difference:+,}" if self.difference else "="
-        return (self.name, _number(self.old), _number(self.new), signed, share)
+        changed = self.ratio is not None and self.difference != 0
+        share = f"{100 * (self.ratio - 1):+.1f} %" if changed and self.ratio is not None else ""
+        return (self.name, *self.numbers(), share)
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,17 +79,21 @@ class Diff:
     """What changed between two networks.
 
     Attributes:
-        old: Name of the one model.
+        old: Name of the one network.
         new: Name of the other.
         totals: Each quantity before and after.
-        layers: Each layer's parameters and MACs before and after, layers that did not change left
-            out.
+        layers: Parameters and MACs, before and after, of each layer in which either changed; those
+            of the old network stand where they stood.
+        labels: Headings of the columns before and after.
+        notes: What could not be compared, and why.
     """
 
     old: str
     new: str
     totals: tuple[Change, ...]
     layers: tuple[Change, ...]
+    labels: tuple[str, str] = ("old", "new")
+    notes: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -85,16 +102,33 @@ class Diff:
 
     def table(self) -> Table:
         """Return the totals as a table."""
-        return self._table(self.totals, f"{self.old} -> {self.new}")
+        rows = tuple(change.cells() for change in self.totals)
+        return Table(
+            ("<cost", *self.labels, "difference", "share"),
+            rows,
+            title=f"{self.old} -> {self.new}",
+            may_go=("share",),
+            note="\n".join(self.notes),
+        )
 
     def layer_table(self) -> Table:
-        """Return the layers that changed as a table."""
-        return self._table(self.layers, "Layers that changed")
-
-    @staticmethod
-    def _table(changes: Sequence[Change], title: str) -> Table:
-        rows = tuple(change.cells() for change in changes)
-        return Table(("<cost", "old", "new", "difference", "share"), rows, title=title)
+        """Return the layers that changed as a table, a row for each."""
+        rows = []
+        quantities: list[str] = []
+        for layer, group in itertools.groupby(self.layers, lambda change: change.layer):
+            changes = list(group)
+            quantities = quantities or [change.quantity for change in changes]
+            rows.append((layer, *(cell for change in changes for cell in change.numbers())))
+        old, new = self.labels
+        columns = [
+            (f"{quantity} {old}", f"{quantity} {new}", f"{quantity} +/-") for quantity in quantities
+        ]
+        return Table(
+            ("<layer", *(heading for three in columns for heading in three)),
+            tuple(rows),
+            title="Layers that changed",
+            may_go=tuple(three[which] for which in (0, 1) for three in columns),
+        )
 
     def _tables(self) -> Iterator[Table]:
         yield self.table()
@@ -102,7 +136,8 @@ class Diff:
             yield self.layer_table()
 
     def __repr__(self) -> str:
-        return f"Diff({self.old} -> {self.new}, {len(self.layers)} changes in layers)"
+        layers = len({change.layer for change in self.layers})
+        return f"Diff({self.old} -> {self.new}, layers that changed: {layers})"
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self._tables()))
@@ -120,6 +155,8 @@ class Diff:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, with the version of the schema."""
         plain: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **asdict(self)}))
+        for total in plain["totals"]:
+            del total["layer"]  # of none
         return plain
 
     def to_json(self) -> str:
@@ -127,7 +164,7 @@ class Diff:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
 
-def diff(old: Quantities, new: Quantities) -> Diff:
+def diff(old: Quantities, new: Quantities, *, names: tuple[str, str] | None = None) -> Diff:
     """Return what changed from one network to another.
 
     Layers are matched by name and, where a name comes more than once, by its turn.
@@ -135,46 +172,87 @@ def diff(old: Quantities, new: Quantities) -> Diff:
     Args:
         old: The :class:`Budget` before.
         new: The :class:`Budget` after.
+        names: What to call them, such as ``("before", "after")``; None for the names of the models.
+
+    Raises:
+        InvalidInputError: If either is no budget, or the names are not two different texts.
 
     Examples:
         >>> from torch import nn
         >>> from constrained_cnn.budget import measure_budget
         >>> wide, narrow = nn.Sequential(nn.Conv2d(1, 8, 3)), nn.Sequential(nn.Conv2d(1, 4, 3))
         >>> change = diff(measure_budget(wide, (1, 8, 8)), measure_budget(narrow, (1, 8, 8)))
+        >>> change.totals[0]
+        Change(name='parameters', old=80, new=40, layer='')
         >>> print(change.layer_table())
         Layers that changed
-        cost                    old    new  difference    share
-        --------------------  -----  -----  ----------  -------
-        0: conv2d parameters     80     40         -40  -50.0 %
-        0: conv2d MACs        2,592  1,296      -1,296  -50.0 %
+        layer      parameters old  parameters new  parameters +/-  MACs old  MACs new  MACs +/-
+        ---------  --------------  --------------  --------------  --------  --------  --------
+        0: conv2d              80              40             -40     2,592     1,296    -1,296
     """
+    for name, value in (("old", old), ("new", new)):
+        if not isinstance(value, Quantities):
+            raise InvalidInputError(
+                f"{name}={type(value).__name__}: must be a Budget; measure the network first: "
+                "measure_budget(model, input_shape)"
+            )
     before, after = old.quantities(), new.quantities()
-    names = [*before, *(name for name in after if name not in before)]
-    totals = tuple(Change(name, before.get(name), after.get(name)) for name in names)
-    return Diff(old.model, new.model, totals, tuple(_layer_changes(old, new)))
+    every = [*before, *(name for name in after if name not in before)]
+    totals = tuple(Change(name, before.get(name), after.get(name)) for name in every)
+    layers = tuple(_layer_changes(old.layer_quantities(), new.layer_quantities()))
+    if names is None:
+        return Diff(old.model, new.model, totals, layers)
+    return Diff(*_checked(names), totals, layers, labels=_checked(names))
 
 
-def _layer_changes(old: Quantities, new: Quantities) -> Iterator[Change]:
-    waiting: dict[str, deque[dict[str, int]]] = {}
-    for name, numbers in old.layer_quantities():
-        waiting.setdefault(name, deque()).append(numbers)
-    for name, numbers in new.layer_quantities():
-        queue = waiting.get(name)
-        yield from _changes(name, queue.popleft() if queue else None, numbers)
-    for name, queue in waiting.items():
-        for numbers in queue:
-            yield from _changes(name, numbers, None)
+def _checked(names: tuple[str, str]) -> tuple[str, str]:
+    two = isinstance(names, tuple | list) and len(names) == 2
+    if not two or names[0] == names[1] or not all(isinstance(n, str) and n for n in names):
+        raise InvalidInputError(f"names={names!r}: must be two names that differ")
+    return names[0], names[1]
 
 
-def _changes(name: str, old: dict[str, int] | None, new: dict[str, int] | None) -> Iterator[Change]:
-    for quantity in old or new or {}:
-        change = Change(
-            f"{name} {quantity}",
-            None if old is None else old[quantity],
-            None if new is None else new[quantity],
-        )
-        if change.difference:
-            yield change
+Layers = Sequence[tuple[str, dict[str, int]]]
+
+
+def _layer_changes(old: Layers, new: Layers) -> Iterator[Change]:
+    before, after = _by_turn(old), _by_turn(new)
+    for name in _merged(list(before), list(after)):
+        one, other = before.get(name), after.get(name)
+        changes = [
+            Change(
+                f"{name} {quantity}",
+                None if one is None else one[quantity],
+                None if other is None else other[quantity],
+                name,
+            )
+            for quantity in one or other or {}
+        ]
+        if any(change.difference for change in changes):
+            yield from changes
+
+
+def _by_turn(layers: Layers) -> Mapping[str, dict[str, int]]:
+    """Return the numbers by name; a name that comes again has its turn behind it."""
+    turns: Counter[str] = Counter()
+    found: dict[str, dict[str, int]] = {}
+    for name, numbers in layers:
+        turns[name] += 1
+        found[name if turns[name] == 1 else f"{name} ({turns[name]})"] = numbers
+    return found
+
+
+def _merged(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return all names in the order of the new, those that are gone behind what they came after."""
+    kept = set(new)
+    behind: dict[str, list[str]] = {"": []}
+    last = ""
+    for name in old:
+        if name in kept:
+            last = name
+        else:
+            behind.setdefault(last, []).append(name)
+    return [*behind[""], *(one for name in new for one in (name, *behind.get(name, [])))]
 
 
 def _number(value: int | None) -> str:

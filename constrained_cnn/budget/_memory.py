@@ -1,16 +1,19 @@
-"""How much memory lives at each step of inference. Works on the graph alone, without torch."""
+"""How much memory a network takes, and what lives when. From the graph alone, without torch."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from constrained_cnn.budget._folding import foldable
+from constrained_cnn.budget._parameters import Parameters
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.graph import Graph, TensorInfo, bytes_of
+from constrained_cnn.table import say_bytes
 
 ELEMENTS = ("as run", "float32", "float16", "int8")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Timeline:
     """The bytes that live while each operation runs, under a named accounting.
 
@@ -57,8 +60,70 @@ class Timeline:
         ]
         return ", ".join(part for part in parts if part)
 
+    def __repr__(self) -> str:
+        return f"Timeline({self})"
+
     def __str__(self) -> str:
         return f"{self.name}: {self.peak:,} bytes at {self.peak_layer}"
+
+
+@dataclass(frozen=True, repr=False)
+class Memory:
+    """How much memory a network takes.
+
+    Attributes:
+        weights: Bytes of parameters and buffers, as they are stored.
+        deployed_weights: Bytes of the deployed parameters, by what an element takes.
+        timeline: Bytes that live at each operation, as the network runs.
+        peaks: The same under other accountings, each of which says its name; the first is
+            ``timeline``.
+        saved_for_backward: Bytes kept for the backward pass, for one sample; None if the network
+            cannot run in training mode.
+        saved_once: Bytes kept beside, whatever the size of the batch.
+        problem: Why the network cannot run in training mode; empty if it can.
+    """
+
+    weights: int
+    deployed_weights: Mapping[str, int]
+    timeline: Timeline
+    peaks: tuple[Timeline, ...]
+    saved_for_backward: int | None
+    saved_once: int
+    problem: str = ""
+
+    @property
+    def inference_peak(self) -> int:
+        """The most bytes of activations that live at once, as the network runs."""
+        return self.timeline.peak
+
+    @property
+    def peak_layer(self) -> str:
+        """The operation at which they live."""
+        return self.timeline.peak_layer
+
+    @property
+    def int8_peak(self) -> int:
+        """The most bytes that live at once, an element one byte and batch norms folded."""
+        deployed = [peak for peak in self.peaks if peak.elements == "int8" and peak.in_place]
+        return deployed[-1].peak  # without a batch norm that folds it is the only one
+
+    @property
+    def told_apart(self) -> tuple[Timeline, ...]:
+        """The accountings worth a line, those with nothing in place only where they differ."""
+        with_places = {(p.elements, p.folded): p.peak for p in self.peaks if p.in_place}
+        return tuple(
+            peak
+            for peak in self.peaks
+            if peak.in_place or peak.peak != with_places[peak.elements, peak.folded]
+        )
+
+    def __repr__(self) -> str:
+        saved = self.saved_for_backward
+        trained = "cannot tell" if saved is None else say_bytes(saved)
+        return (
+            f"Memory(weights {say_bytes(self.weights)}, inference peak "
+            f"{say_bytes(self.inference_peak)} at {self.peak_layer}, saved for backward {trained})"
+        )
 
 
 def memory_timeline(
@@ -110,6 +175,31 @@ def timeline_of(
     live = tuple(itertools.accumulate(change[:-1]))
     names = tuple(layer.name for layer in graph.layers)
     return Timeline(elements, folded, in_place, with_input, names, live)
+
+
+def memory_of(graph: Graph, parameters: Parameters) -> Memory:
+    """Return how much memory a network takes, under every accounting."""
+    timeline = timeline_of(graph, "as run", False, True)
+    folds = bool(foldable(graph))
+    places = any(layer.in_place for layer in graph.layers)
+    peaks = [timeline]
+    for elements in ("as run", "int8"):
+        for folded in (False, True) if folds else (False,):
+            for in_place in (True, False) if places else (True,):
+                if (elements, folded, in_place) != ("as run", False, True):
+                    peaks.append(timeline_of(graph, elements, folded, in_place))
+    run = graph.training
+    return Memory(
+        weights=sum(weight.bytes for weight in graph.weights),
+        deployed_weights={
+            kind: parameters.deployed * bytes_of(kind) for kind in ("float32", "int8")
+        },
+        timeline=timeline,
+        peaks=tuple(peaks),
+        saved_for_backward=None if run.problem else sum(layer.saved for layer in run.layers),
+        saved_once=0 if run.problem else run.saved_constant,
+        problem=run.problem,
+    )
 
 
 @dataclass

@@ -5,6 +5,7 @@ heavy is imported until a command needs it, so ``--help`` answers at once.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Words after the command's name; None takes the process's own.
     """
+    _prepare_streams()
     options = make_parser().parse_args(arguments)
     try:
         status: int = options.command(options)
@@ -40,6 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     return status
+
+
+def _prepare_streams() -> None:
+    """Let nothing that is printed fail: to a closed stream, or in an encoding that lacks a sign."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Open to the end of the process; it takes the place of the one that was closed.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,29 +3,42 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from constrained_cnn.errors import TracingError
+
 if TYPE_CHECKING:
     from torch import nn
 
 
-def layer_table(model: "nn.Module", input_shape: Sequence[int], *, depth: int) -> str:
+def layer_table(model: "nn.Module", *input_shapes: Sequence[int], depth: int) -> str:
     """Return torchinfo's table of a network's modules.
 
     Args:
         model: The network.
-        input_shape: Shape of one sample.
+        input_shapes: Shape of one sample of each input.
         depth: Levels of modules that are shown.
+
+    Raises:
+        TracingError: If the network cannot take such inputs.
     """
     import torchinfo
 
-    table = torchinfo.summary(
-        model,
-        (1, *input_shape),
-        device="cpu",
-        verbose=0,
-        depth=depth,
-        col_names=("output_size", "num_params", "mult_adds"),
-        col_width=16,
-        row_settings=("var_names",),
-    )
+    try:
+        table = torchinfo.summary(
+            model,
+            [(1, *shape) for shape in input_shapes],
+            device="cpu",
+            verbose=0,
+            depth=depth,
+            col_names=("output_size", "num_params", "mult_adds"),
+            col_width=16,
+            row_settings=("var_names",),
+        )
+    except Exception as error:
+        cause = error.__cause__ or error  # torchinfo wraps what the network says
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        shapes = ", ".join(str(tuple(shape)) for shape in input_shapes)
+        raise TracingError(
+            f"{type(model).__name__} cannot take an input of shape {shapes}: {reason}"
+        ) from error
     # torchinfo 1.8 prints the name of an enum member for the unit (its bug on Python 3.11).
     return str(table).replace("Units.MEGABYTES", "M").replace("Units.GIGABYTES", "G")

@@ -1,0 +1,161 @@
+"""Find the network that a word of the command line names, and run what its author wrote."""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from constrained_cnn.errors import InvalidInputError, TracingError, closest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def opened(word: str) -> "Iterator[nn.Module]":
+    """Give the network that a word names; what runs it belongs inside the ``with``.
+
+    Inside, its file's folder can be imported from, as when Python runs the file, and what it prints
+    goes to standard error. Afterwards path, folder and modules are as they were, so that another
+    file may have neighbours of the same names.
+
+    Args:
+        word: Name of a model of the package, ``MODULE:FACTORY`` or ``FILE.py:FACTORY``.
+
+    Raises:
+        InvalidInputError: If it names no model.
+        TracingError: If its file or factory fails, or gives no network.
+    """
+    place = Path(word.rpartition(":")[0])
+    with redirect_stdout(sys.stderr), _as_before(place.parent if place.suffix == ".py" else None):
+        try:
+            yield _of_package(word) if ":" not in word else _made(word)
+        except SystemExit as error:
+            raise TracingError(f"{word} ends the program: {_say(error, place)}") from error
+
+
+def _of_package(word: str) -> "nn.Module":
+    from constrained_cnn import models
+
+    try:
+        return models.create_model(word)
+    except InvalidInputError as error:
+        if word.endswith(".py"):
+            raise InvalidInputError(
+                f"{word!r}: is a file; say what in it makes the network: {word}:FACTORY"
+            ) from error
+        raise InvalidInputError(
+            f"{error}; a network of your own is FILE.py:FACTORY, one of torchvision's "
+            f"torchvision.models:{word if word.isidentifier() else 'resnet18'}"
+        ) from error
+
+
+@contextmanager
+def _as_before(folder: Path | None) -> Iterator[None]:
+    """Let modules beside a file, and in the current folder, be imported; then undo it all."""
+    here = os.getcwd()
+    path, known = list(sys.path), set(sys.modules)
+    homes = [str(home.resolve()) for home in (folder, Path(here)) if home is not None]
+    sys.path[:0] = homes
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        os.chdir(here)
+        if folder is not None:
+            _forget(set(sys.modules) - known, homes)
+
+
+def _forget(names: set[str], homes: list[str]) -> None:
+    """Forget modules whose outermost package was found directly in one of some folders."""
+    found = {name for name in names if "." not in name and _home(sys.modules[name]) in homes}
+    for name in names:
+        if name.partition(".")[0] in found:
+            del sys.modules[name]
+
+
+def _home(module: ModuleType) -> str | None:
+    """Return the folder that a module or package lies in."""
+    said = module.__dict__ if isinstance(module, ModuleType) else {}  # not what __getattr__ loads
+    folders = list(said.get("__path__") or [])  # of a package
+    file = folders[0] if folders else said.get("__file__")
+    return str(Path(file).resolve().parent) if file else None
+
+
+def _made(word: str) -> "nn.Module":
+    """Return what a factory in a module or file makes."""
+    from torch import nn
+
+    place, _, attribute = word.rpartition(":")
+    module = _imported(word, place)
+    if not hasattr(module, attribute):
+        hint = closest(attribute, vars(module))
+        raise TracingError(f"{word!r}: {place!r} has no {attribute!r}{hint}")
+    found = getattr(module, attribute)
+    if not isinstance(found, nn.Module):
+        found = _called(word, found, Path(place))
+    if not isinstance(found, nn.Module):
+        kind = type(found).__name__
+        raise TracingError(f"{word!r} gave an object of type {kind}, not a torch.nn.Module")
+    return found
+
+
+def _imported(word: str, place: str) -> ModuleType:
+    if place.endswith(".py") and not Path(place).is_file():
+        raise TracingError(f"{word!r}: there is no file {place!r}")
+    try:
+        if place.endswith(".py"):
+            return _run_file(Path(place))
+        return importlib.import_module(place)
+    except Exception as error:
+        reason = f"{place!r} cannot be imported: {_say(error, Path(place))}"
+        raise TracingError(f"{word!r}: {reason}") from error
+
+
+def _run_file(file: Path) -> ModuleType:
+    """Return a file's module, under a name that no other file's module has."""
+    spec = importlib.util.spec_from_file_location(str(file.resolve()).replace(".", "_"), file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and type hints look
+    spec.loader.exec_module(module)
+    return module
+
+
+def _called(word: str, factory: Any, place: Path) -> Any:
+    if not callable(factory):
+        raise TracingError(f"{word!r} is of type {type(factory).__name__}, and makes no network")
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise TracingError(
+            f"{word!r} cannot be called without arguments ({error}); name a function that takes "
+            "none and gives the network"
+        ) from error
+    except ValueError:  # what is written in C need not have a signature
+        pass
+    try:
+        return factory()
+    except Exception as error:
+        raise TracingError(f"{word} raised {_say(error, place)}") from error
+
+
+def _say(error: BaseException, place: Path) -> str:
+    """Return kind, message and line of an error: the last line in the file, if it went there."""
+    text = next(iter(str(error).splitlines()), "")
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    file = place.name if place.suffix == ".py" else f"{place.name.rpartition('.')[2]}.py"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename).name == file]
+    if not own or isinstance(error, SyntaxError):  # which says its line itself
+        return said
+    return f"{said} ({file}, line {own[-1]})"

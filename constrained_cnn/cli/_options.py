@@ -1,0 +1,68 @@
+"""Words of the command line that are checked before anything runs."""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from constrained_cnn.errors import InvalidInputError, OutputError
+
+_LARGEST_SIDE, _MOST_ELEMENTS = 10**7, 10**12
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Return the shape that a text names.
+
+    Examples:
+        >>> shape("1,28,28"), shape("3x224x224")
+        ((1, 28, 28), (3, 224, 224))
+    """
+    parts = [part.strip() for part in text.lower().replace("x", ",").split(",")]
+    if not all(part.isdecimal() and part.strip("0") for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a shape such as 1,28,28")
+    if any(len(part) > 20 for part in parts) or max(map(int, parts)) > _LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: has a side of more than {_LARGEST_SIDE:,}")
+    sides = tuple(map(int, parts))
+    if math.prod(sides) > _MOST_ELEMENTS:
+        raise argparse.ArgumentTypeError(f"{text!r}: has more than {_MOST_ELEMENTS:,} elements")
+    return sides
+
+
+def count(text: str) -> int:
+    """Return the number that a text names, 0 or more.
+
+    Examples:
+        >>> count("3")
+        3
+    """
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number, 0 or more")
+    return int(text)
+
+
+def check_pictures(files: Sequence[str | None]) -> None:
+    """Raise if a picture cannot be written where it shall go.
+
+    Args:
+        files: The files, None for each that is not asked for.
+
+    Raises:
+        InvalidInputError: If a file has no name, another suffix, or is named twice.
+        OutputError: If it is a folder, or its folder is none and cannot be made.
+    """
+    named = [file for file in files if file is not None]
+    for name in named:
+        file = Path(name)
+        if file.suffix.lower() not in _PICTURES:
+            raise InvalidInputError(f"path={name!r}: must end in .png, .svg or .pdf")
+        if file.is_dir():
+            raise OutputError(f"path={name!r}: is a folder; name a file")
+        above = next(folder for folder in file.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise OutputError(f"path={name!r}: nothing can be written to {str(above)!r}")
+    if len({Path(name).resolve() for name in named}) < len(named):
+        raise InvalidInputError(
+            f"path={named[0]!r}: is to hold two pictures; name another file for one of them"
+        )
