@@ -32,7 +32,7 @@ class Advice:
 
     def table(self) -> Table:
         """Return the costs as a table."""
-        columns = ("<layers", "channels", "more", "parameters", "MACs", "peak bytes", "<")
+        columns = ("<layers", "channels", "more", "parameters", "MACs", "peak bytes", "<remark")
         rows = []
         for cost in self.costs:
             first, *others = cost.layers
