@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from gradients import Does
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
@@ -30,16 +31,6 @@ from constrained_cnn.receptive_field import (
     ReceptiveField,
     measure_receptive_field,
 )
-
-
-class Lambda(nn.Module):
-    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.parts)
 
 
 def conv(channels: int = 2, kernel: Any = 3, out: int | None = None, **options: Any) -> nn.Conv2d:
@@ -75,48 +66,48 @@ NETWORKS: dict[str, nn.Module] = {
         conv(stride=2, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), conv()
     ),
     "linear by 3, through weights of 0": nn.Upsample(scale_factor=3, mode="bilinear"),
-    "linear, aligned": Lambda(
+    "linear, aligned": Does(
         lambda x: F.interpolate(x, size=(29, 29), mode="bilinear", align_corners=True)
     ),
-    "residual": Lambda(lambda x, a, b: F.relu(x + b(F.relu(a(x)))), *[conv(padding=1)] * 2),
-    "branches of unequal fields": Lambda(
+    "residual": Does(lambda x, a, b: F.relu(x + b(F.relu(a(x)))), *[conv(padding=1)] * 2),
+    "branches of unequal fields": Does(
         lambda x, a, b: torch.cat([a(x), b(b(b(x)))], 1), conv(kernel=1), conv(padding=1)
     ),
-    "branches that are shifted": Lambda(
+    "branches that are shifted": Does(
         lambda x, a, b: a(F.pad(x, (4, 0, 4, 0))) + b(F.pad(x, (2, 2, 2, 2))),
         conv(kernel=5),
         conv(kernel=5),
     ),
-    "reused": Lambda(lambda x, a: a(F.relu(a(a(x)))), conv()),
-    "larger of two": Lambda(lambda x, a: torch.max(a(x), x), conv(padding=1)),
-    "where": Lambda(lambda x, a: torch.where(x > 1, a(x), x), conv(padding=1)),
-    "gate by comparison": Lambda(lambda x, a: x * (~(a(x) > 0)).float(), conv(padding=1)),
-    "mask": Lambda(
+    "reused": Does(lambda x, a: a(F.relu(a(a(x)))), conv()),
+    "larger of two": Does(lambda x, a: torch.max(a(x), x), conv(padding=1)),
+    "where": Does(lambda x, a: torch.where(x > 1, a(x), x), conv(padding=1)),
+    "gate by comparison": Does(lambda x, a: x * (~(a(x) > 0)).float(), conv(padding=1)),
+    "mask": Does(
         lambda x, a: x.masked_fill(torch.logical_and(a(x) < 0, x > 1), 2.0), conv(padding=1)
     ),
-    "written after an activation": Lambda(
+    "written after an activation": Does(
         lambda x, a, b: F.relu(y := a(x)).add_(1) * b(y), conv(padding=1), conv(padding=1)
     ),
     "adaptive pools": nn.Sequential(conv(), nn.AdaptiveMaxPool2d(10), nn.AdaptiveAvgPool2d(7)),
-    "squeeze-excite": Lambda(attended, conv(padding=1), conv(kernel=1)),
-    "attention over places": Lambda(spatially_attended, conv(2, 5, out=1, padding=2)),
+    "squeeze-excite": Does(attended, conv(padding=1), conv(kernel=1)),
+    "attention over places": Does(spatially_attended, conv(2, 5, out=1, padding=2)),
     "instance norm": nn.Sequential(conv(), nn.InstanceNorm2d(2), nn.ReLU()),
     "softmax": nn.Sequential(conv(), nn.Softmax2d()),
-    "no gradient": Lambda(lambda x, a: a(x).round() + a(x).detach(), conv()),
-    "stops NaN": Lambda(lambda x, a: a(x).sign(), conv()),
+    "no gradient": Does(lambda x, a: a(x).round() + a(x).detach(), conv()),
+    "stops NaN": Does(lambda x, a: a(x).sign(), conv()),
     "flatten and linear": nn.Sequential(
         conv(), nn.ReLU(), nn.MaxPool2d(2), conv(), nn.Flatten(), nn.Linear(2 * 8 * 8, 3)
     ),
-    "head, by function": Lambda(
+    "head, by function": Does(
         lambda x, a, b: b(F.max_pool2d(F.relu(a(F.relu(a(x)))), 2).mean((2, 3))),
         conv(),
         nn.Linear(2, 3),
     ),
     "wider than the image": nn.Sequential(*[conv(padding=1) for _ in range(15)]),
     "shuffle": nn.Sequential(conv(out=8, padding=1), nn.PixelShuffle(2), conv()),
-    "flip, crop": Lambda(lambda x, a, b: b(a(x).flip(2))[..., 1:-2:2], conv(stride=2), conv()),
-    "transpose": Lambda(lambda x, a: a(x.transpose(2, 3)), conv(kernel=(3, 1))),
-    "casts": Lambda(lambda x, a: a(x.float()) * torch.ones(2, 1, 1, device=x.device), conv()),
+    "flip, crop": Does(lambda x, a, b: b(a(x).flip(2))[..., 1:-2:2], conv(stride=2), conv()),
+    "transpose": Does(lambda x, a: a(x.transpose(2, 3)), conv(kernel=(3, 1))),
+    "casts": Does(lambda x, a: a(x.float()) * torch.ones(2, 1, 1, device=x.device), conv()),
     "weight norm": nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), conv()),
 }
 SHAPE = (2, 22, 22)
@@ -150,7 +141,7 @@ def test_an_image_without_room_is_made_larger() -> None:
 
 
 def test_one_and_three_dimensions() -> None:
-    causal = Lambda(lambda x, a: a(F.pad(x, (4, 0))), nn.Conv1d(2, 2, 3, dilation=2))
+    causal = Does(lambda x, a: a(F.pad(x, (4, 0))), nn.Conv1d(2, 2, 3, dilation=2))
     assert verify_receptive_field(causal, (2, 50)).ok
     solid = nn.Sequential(nn.Conv3d(1, 2, (1, 3, 5)), nn.MaxPool3d(2), nn.ReLU())
     assert verify_receptive_field(solid, (1, 9, 9, 9)).ok
@@ -174,7 +165,7 @@ def test_layers_inside() -> None:
     network = nn.Sequential(conv(), nn.ReLU(inplace=True), nn.Sequential(conv(), conv()))
     for layer in ("0", "1", "2", "2.0", "2.1"):
         assert verify_receptive_field(network, SHAPE, layer=layer).ok
-    reused = Lambda(lambda x, a: a(a(x)).flatten(1), conv())
+    reused = Does(lambda x, a: a(a(x)).flatten(1), conv())
     proof = verify_receptive_field(reused, SHAPE, layer="parts.0")
     assert proof.ok
     assert proof.checks[0].expected == (8, 12)
@@ -188,14 +179,14 @@ def of_signs(x: Tensor, a: nn.Module, table: nn.Module) -> Tensor:
 
 
 BLIND: dict[str, nn.Module] = {
-    "integers": Lambda(lambda x, a: a(x).to(torch.int32), conv(padding=1)),
-    "integers, and more": Lambda(lambda x, a: a(a(x).to(torch.int32).to(x.dtype)), conv(padding=1)),
-    "bool": Lambda(lambda x, a: a(x).bool(), conv(padding=1)),
-    "argmax": Lambda(lambda x, a: a(x).argmax(1), conv(padding=1)),
-    "which is largest": Lambda(lambda x, a: a(x).max(1)[1].to(x.dtype) + 1, conv(padding=1)),
-    "any": Lambda(lambda x, a: (a(x) > 0).any(1), conv(padding=1)),
-    "table": Lambda(of_signs, conv(padding=1), nn.Embedding(2, 3)),
-    "table beside what is seen": Lambda(
+    "integers": Does(lambda x, a: a(x).to(torch.int32), conv(padding=1)),
+    "integers, and more": Does(lambda x, a: a(a(x).to(torch.int32).to(x.dtype)), conv(padding=1)),
+    "bool": Does(lambda x, a: a(x).bool(), conv(padding=1)),
+    "argmax": Does(lambda x, a: a(x).argmax(1), conv(padding=1)),
+    "which is largest": Does(lambda x, a: a(x).max(1)[1].to(x.dtype) + 1, conv(padding=1)),
+    "any": Does(lambda x, a: (a(x) > 0).any(1), conv(padding=1)),
+    "table": Does(of_signs, conv(padding=1), nn.Embedding(2, 3)),
+    "table beside what is seen": Does(
         lambda x, a, table: x + of_signs(x, a, table), conv(padding=1), nn.Embedding(2, 2)
     ),
 }
@@ -210,7 +201,7 @@ def test_where_both_methods_are_blind_nothing_can_be_told(name: str) -> None:
 
 
 def test_what_is_seen_beyond_a_field_refutes_it_though_an_operation_is_blind() -> None:
-    network = Lambda(
+    network = Does(
         lambda x, a, b: b(x) + a(x).to(torch.int32).to(x.dtype),
         conv(padding=1),
         conv(kernel=5, padding=2),
@@ -224,8 +215,8 @@ def test_what_is_seen_beyond_a_field_refutes_it_though_an_operation_is_blind() -
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in no_grad: trace
 def test_nan_alone_proves_where_there_is_no_gradient() -> None:
     for name, network in {
-        "conv2d": Lambda(lambda x, a: torch.no_grad()(a)(x), conv()),
-        "there is no gradient": Lambda(
+        "conv2d": Does(lambda x, a: torch.no_grad()(a)(x), conv()),
+        "there is no gradient": Does(
             lambda x, a, b: b(checkpoint(a, x, use_reentrant=True)), conv(), conv()
         ),
     }.items():
@@ -241,7 +232,7 @@ def test_masks_that_are_filled_in_place() -> None:
         y.masked_fill_(a(x) < 0, 2.0)
         return y
 
-    proof = verify_receptive_field(Lambda(filled, conv(padding=1)), SHAPE)
+    proof = verify_receptive_field(Does(filled, conv(padding=1)), SHAPE)
     assert proof.ok is True
     assert proof.checks[0].expected == (9, 11)
 
@@ -251,7 +242,7 @@ def test_nan_that_leaks_through_a_mask_does_not_prove_that_all_is_seen() -> None
         y = x.transpose(1, 2)
         return F.scaled_dot_product_attention(y, y, y, is_causal=True).transpose(1, 2)
 
-    network, shape = Lambda(causal), (4, 12)
+    network, shape = Does(causal), (4, 12)
     right = measure_receptive_field(network, shape)
     proof = verify_receptive_field(network, shape, field=claimed(right, 0, None), units=[0, 5])
     assert proof.ok is None
@@ -262,7 +253,7 @@ def test_nan_that_leaks_through_a_mask_does_not_prove_that_all_is_seen() -> None
 @pytest.mark.parametrize("kind", ["reflect", "replicate", "circular"])
 def test_units_that_read_repeated_positions(kind: str) -> None:
     network = nn.Sequential(
-        Lambda(lambda x: F.pad(x, (4, 4, 4, 4), mode=kind)), conv(), conv(stride=2)
+        Does(lambda x: F.pad(x, (4, 4, 4, 4), mode=kind)), conv(), conv(stride=2)
     )
     for units in ([0, 8], [0, 4, 8], [4], None):
         proof = verify_receptive_field(network, (2, 15, 15), units=units)
@@ -482,7 +473,7 @@ def test_a_part_that_is_not_copied_is_refused_before_its_weights_are_lost() -> N
 
 
 def test_weights_that_are_worked_out_by_hooks_and_kept() -> None:
-    pruned, features = conv(), Lambda(lambda x, a: a(x), conv())
+    pruned, features = conv(), Does(lambda x, a: a(x), conv())
     prune.l1_unstructured(pruned, "weight", 0.5)
     network = nn.Sequential(pruned, features)
     features.kept = {"last": [network(torch.randn(1, *SHAPE))]}  # type: ignore[assignment]
@@ -545,7 +536,7 @@ def brute_share(field: EffectiveField, size: int) -> float:
         (nn.Sequential(nn.Conv1d(2, 3, 4), nn.ReLU(), nn.Conv1d(3, 2, 4)), (2, 25)),
         (nn.Sequential(conv(kernel=(3, 4)), nn.ReLU(), conv(stride=2)), (2, 13, 12)),
         (nn.Sequential(nn.Conv3d(1, 2, (1, 3, 2)), nn.MaxPool3d(2)), (1, 6, 7, 8)),
-        (Lambda(attended, conv(), conv(kernel=1)), (2, 10, 9)),
+        (Does(attended, conv(), conv(kernel=1)), (2, 10, 9)),
     ],
 )
 def test_shares_and_sizes(network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -575,7 +566,7 @@ def test_images_seed_and_global_axes() -> None:
 
 def test_a_unit_of_tokens_has_one_number() -> None:
     patches = nn.Conv2d(2, 6, 4, stride=4)
-    network = nn.Sequential(patches, nn.Flatten(2), Lambda(lambda x: x.transpose(1, 2) * 2))
+    network = nn.Sequential(patches, nn.Flatten(2), Does(lambda x: x.transpose(1, 2) * 2))
     shape = (2, 16, 16)
     with pytest.raises(InvalidInputError, match=r"unit=\(3, 5\): must name one unit"):
         effective_receptive_field(network, shape, layer="2", unit=(3, 5))
@@ -627,14 +618,14 @@ def test_effective_fields_that_cannot_be_had() -> None:
         (conv(), {"images": torch.zeros(2, *SHAPE, device="meta")}, "on meta: must be a dense"),
         (conv(), {"images": torch.zeros(2, *SHAPE).to_sparse()}, "sparse_coo.*: must be a dense"),
         (conv(), {"images": torch.full((2, *SHAPE), math.nan)}, "finite numbers"),
-        (Lambda(lambda x, a: torch.no_grad()(a)(x), conv()), {}, "no gradient reaches"),
+        (Does(lambda x, a: torch.no_grad()(a)(x), conv()), {}, "no gradient reaches"),
         (zeros(), {}, "nothing to share out"),
         (copy.deepcopy(conv()).to("meta"), {}, "only shapes"),
     ]
     for network, options, message in cases:
         with pytest.raises(InvalidInputError, match=message):
             effective_receptive_field(network, SHAPE, **options)
-    twice = Lambda(lambda x, a, b: b(checkpoint(a, x, use_reentrant=True)), conv(), conv())
+    twice = Does(lambda x, a, b: b(checkpoint(a, x, use_reentrant=True)), conv(), conv())
     with pytest.raises(TracingError, match="the gradient of a unit cannot be worked out"):
         effective_receptive_field(twice, SHAPE)
     field = effective_receptive_field(conv(), SHAPE, samples=1)

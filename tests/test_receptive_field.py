@@ -1,11 +1,11 @@
 """Receptive fields of whole networks: every unit against the gradient."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import Does
 from torch import Tensor, nn
 
 from constrained_cnn import models
@@ -33,16 +33,6 @@ def test_ours_keeps_the_rule_at_each_pool() -> None:
 
 
 # Small networks against the gradient of every unit
-
-
-class Lambda(nn.Module):
-    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.parts)
 
 
 def written_through_a_view(x: Tensor) -> Tensor:
@@ -85,55 +75,55 @@ NETWORKS: dict[str, nn.Module] = {
     "transposed, dilated": nn.ConvTranspose2d(2, 2, 3, stride=3, padding=2, dilation=2),
     "average pool": nn.Sequential(conv(), nn.AvgPool2d(3, 2, 1)),
     "groups and norm": nn.Sequential(conv(groups=2), nn.BatchNorm2d(2), nn.GELU()),
-    "residual": Lambda(lambda x, a, b: x + b(a(x)), conv(padding=1), conv(padding=1)),
-    "branches that are shifted": Lambda(
+    "residual": Does(lambda x, a, b: x + b(a(x)), conv(padding=1), conv(padding=1)),
+    "branches that are shifted": Does(
         lambda x, a, b: a(F.pad(x, (4, 0, 4, 0))) + b(F.pad(x, (2, 2, 2, 2))),
         conv(kernel=5),
         conv(kernel=5),
     ),
-    "cat of branches": Lambda(
+    "cat of branches": Does(
         lambda x, a, b: torch.cat([a(x), b(x)], 1), conv(kernel=1), conv(kernel=5, padding=2)
     ),
     "nearest": nn.Sequential(conv(stride=2, padding=1), nn.Upsample(scale_factor=2)),
-    "nearest by 3/2": Lambda(lambda x: F.interpolate(x, scale_factor=1.5)),
+    "nearest by 3/2": Does(lambda x: F.interpolate(x, scale_factor=1.5)),
     "linear": nn.Sequential(
         conv(stride=2, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), conv()
     ),
-    "linear, aligned": Lambda(
+    "linear, aligned": Does(
         lambda x: F.interpolate(x, size=(21, 21), mode="bilinear", align_corners=True)
     ),
     "shuffle": nn.Sequential(conv(out=8, padding=1), nn.PixelShuffle(2), conv()),
     "unshuffle": nn.Sequential(conv(kernel=4), nn.PixelUnshuffle(2), conv(8)),
-    "slices": Lambda(lambda x, a: a(x[:, :, 1:-2:2, 3:]), conv()),
-    "flip": Lambda(lambda x, a, b: b(a(x).flip(2)), conv(stride=2), conv()),
-    "transpose": Lambda(lambda x, a: a(x.transpose(2, 3)), conv(kernel=(3, 1))),
-    "channel shuffle": Lambda(
+    "slices": Does(lambda x, a: a(x[:, :, 1:-2:2, 3:]), conv()),
+    "flip": Does(lambda x, a, b: b(a(x).flip(2)), conv(stride=2), conv()),
+    "transpose": Does(lambda x, a: a(x.transpose(2, 3)), conv(kernel=(3, 1))),
+    "channel shuffle": Does(
         lambda x, a, b: b(a(x).view(1, 2, 2, 11, 11).transpose(1, 2).reshape(1, 4, 11, 11)),
         conv(out=4, padding=1),
         conv(4, padding=1),
     ),
-    "channels last and back": Lambda(
+    "channels last and back": Does(
         lambda x, a, b: b(a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), nn.Linear(2, 2), conv()
     ),
     "adaptive pool": nn.Sequential(conv(padding=1), nn.AdaptiveAvgPool2d(4)),
-    "functional, reused": Lambda(lambda x, a: a(F.relu(a(a(x)))), conv()),
-    "crop and add": Lambda(lambda x, a: a(x) + x[..., 1:-1, 1:-1], conv()),
-    "chunks": Lambda(
+    "functional, reused": Does(lambda x, a: a(F.relu(a(a(x)))), conv()),
+    "crop and add": Does(lambda x, a: a(x) + x[..., 1:-1, 1:-1], conv()),
+    "chunks": Does(
         lambda x, a, b: torch.cat([a(x.chunk(2, 1)[0]), b(x.chunk(2, 1)[1])], 1),
         conv(1, padding=1),
         conv(1, 5, padding=2),
     ),
-    "larger of two": Lambda(lambda x, a: torch.max(a(x), x), conv(padding=1)),
+    "larger of two": Does(lambda x, a: torch.max(a(x), x), conv(padding=1)),
     "response norm": nn.Sequential(conv(), nn.LocalResponseNorm(2)),
-    "type of another": Lambda(
+    "type of another": Does(
         lambda x, a: a(x) * torch.full((1, 2, 1, 1), 2.0, device=x.device).to(x).expand_as(x),
         conv(padding=1),
     ),
-    "shapes of another": Lambda(
+    "shapes of another": Does(
         lambda x, a, b: a(x).view_as(x) + b(x).expand_as(x), conv(padding=1), conv(kernel=1)
     ),
-    "in place": Lambda(lambda x, a, b: a(x).mul_(2).add_(b(x)), conv(padding=1), conv(kernel=1)),
-    "einsum": Lambda(
+    "in place": Does(lambda x, a, b: a(x).mul_(2).add_(b(x)), conv(padding=1), conv(kernel=1)),
+    "einsum": Does(
         lambda x, a: torch.einsum(
             "nchw,dc->ndhw", a(x), torch.ones(3, 2, dtype=x.dtype, device=x.device)
         ),
@@ -184,22 +174,22 @@ def causal(x: Tensor) -> Tensor:
 
 
 RANGES: dict[str, nn.Module] = {
-    "cumulated round an end": Lambda(lambda x: x.roll(3, 3).cumsum(3)),
-    "pooled round an end": Lambda(lambda x: F.adaptive_avg_pool2d(x.roll(3, 3), (11, 4))),
-    "cumulated with holes": Lambda(
+    "cumulated round an end": Does(lambda x: x.roll(3, 3).cumsum(3)),
+    "pooled round an end": Does(lambda x: F.adaptive_avg_pool2d(x.roll(3, 3), (11, 4))),
+    "cumulated with holes": Does(
         lambda x, a: a(x).cumsum(3), nn.ConvTranspose2d(2, 2, 1, stride=(1, 3))
     ),
-    "resized by area": Lambda(lambda x: F.interpolate(x.roll(3, 3), size=(11, 4), mode="area")),
-    "attention in each row": Lambda(each_row, nn.MultiheadAttention(2, 1, batch_first=True)),
-    "causal attention": Lambda(causal),
-    "the last four": Lambda(lambda x, a: a(x.narrow(3, -4, 4)), conv()),
-    "rolled twice": Lambda(lambda x, a: a(torch.roll(x, (1, 2), (2, 2))), conv()),
-    "picked columns": Lambda(lambda x, a: a(x[:, :, [4, 2, 9, 10]]), conv()),
-    "picked channels": Lambda(lambda x, a: a(x[:, [1, 0]]), conv()),
-    "in an order the device knows": Lambda(lambda x, a: a(x[:, torch.tensor([1, 0]), 2:]), conv()),
-    "differences": Lambda(lambda x, a: a(torch.diff(x, 2, 3)), conv()),
-    "the larger channel": Lambda(lambda x, a: a(x.topk(1, 1)[0]), conv(1)),
-    "an odd factor": Lambda(lambda x: F.interpolate(x, scale_factor=1.4142, mode="bilinear")),
+    "resized by area": Does(lambda x: F.interpolate(x.roll(3, 3), size=(11, 4), mode="area")),
+    "attention in each row": Does(each_row, nn.MultiheadAttention(2, 1, batch_first=True)),
+    "causal attention": Does(causal),
+    "the last four": Does(lambda x, a: a(x.narrow(3, -4, 4)), conv()),
+    "rolled twice": Does(lambda x, a: a(torch.roll(x, (1, 2), (2, 2))), conv()),
+    "picked columns": Does(lambda x, a: a(x[:, :, [4, 2, 9, 10]]), conv()),
+    "picked channels": Does(lambda x, a: a(x[:, [1, 0]]), conv()),
+    "in an order the device knows": Does(lambda x, a: a(x[:, torch.tensor([1, 0]), 2:]), conv()),
+    "differences": Does(lambda x, a: a(torch.diff(x, 2, 3)), conv()),
+    "the larger channel": Does(lambda x, a: a(x.topk(1, 1)[0]), conv(1)),
+    "an odd factor": Does(lambda x: F.interpolate(x, scale_factor=1.4142, mode="bilinear")),
 }
 
 
@@ -235,17 +225,17 @@ def test_ranges_and_orders(name: str) -> None:
 )
 def test_nearest_rounds_as_torch_does(length: int, options: dict[str, Any]) -> None:
     read = F.interpolate(torch.arange(float(length))[None, None], **options).flatten().tolist()
-    network = Lambda(lambda x: F.interpolate(x, **options))
+    network = Does(lambda x: F.interpolate(x, **options))
     (axis,) = measure_receptive_field(network, (1, length)).axes
     assert [axis.interval(unit) for unit in range(len(read))] == [(int(u), int(u)) for u in read]
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
 def test_padding_that_repeats_stands_for_what_it_repeats(mode: str) -> None:
-    padded = Lambda(lambda x, a: a(F.pad(x, (2, 3), mode=mode)), nn.Conv1d(1, 1, 3))
+    padded = Does(lambda x, a: a(F.pad(x, (2, 3), mode=mode)), nn.Conv1d(1, 1, 3))
     (axis,) = measure_receptive_field(padded, (1, 16)).axes
     assert [axis.interval(unit) for unit in (0, 1, 18)] == [(-2, 0), (-1, 1), (16, 18)]
-    rolled = Lambda(lambda x: F.pad(x.roll(1, 2), (2, 3), mode=mode))
+    rolled = Does(lambda x: F.pad(x.roll(1, 2), (2, 3), mode=mode))
     numbers = torch.arange(16.0)[None, None]
     read = F.pad(numbers.roll(1, 2), (2, 3), mode=mode).flatten().tolist()
     (axis,) = measure_receptive_field(rolled, (1, 16)).axes
@@ -254,7 +244,7 @@ def test_padding_that_repeats_stands_for_what_it_repeats(mode: str) -> None:
 
 GLOBAL: dict[str, tuple[nn.Module, int | None]] = {
     # the network, and its size with gates left out
-    "squeeze-excite": (Lambda(attended, conv(kernel=1)), 1),
+    "squeeze-excite": (Does(attended, conv(kernel=1)), 1),
     "group norm": (nn.Sequential(conv(), nn.GroupNorm(1, 2)), 3),
     "pool to one": (nn.AdaptiveAvgPool2d(1), None),
     "norm of the batch's own statistics": (
@@ -262,7 +252,7 @@ GLOBAL: dict[str, tuple[nn.Module, int | None]] = {
         3,
     ),
     "a weight that depends on the input": (
-        Lambda(lambda x: F.conv2d(x, x[:, :, :3, :3])),
+        Does(lambda x: F.conv2d(x, x[:, :, :3, :3])),
         None,
     ),
     "flatten and linear": (nn.Sequential(nn.Flatten(), nn.Linear(2 * SIDE * SIDE, 3)), None),
@@ -282,7 +272,7 @@ def test_what_depends_on_the_whole_image(name: str) -> None:
 
 
 def test_one_and_three_dimensions() -> None:
-    causal = Lambda(lambda x, a: a(F.pad(x, (4, 0))), nn.Conv1d(2, 2, 3, dilation=2))
+    causal = Does(lambda x, a: a(F.pad(x, (4, 0))), nn.Conv1d(2, 2, 3, dilation=2))
     (axis,) = measure_receptive_field(causal, (2, 50)).axes
     assert axis.interval(10) == (6, 10)
     solid = nn.Sequential(nn.Conv3d(1, 2, (1, 3, 5)), nn.MaxPool3d(2))
@@ -312,24 +302,24 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
         (nn.Conv2d(1, 2, 5), (1, 3, 3), None, TracingError, r"cannot take an input of shape"),
         (nn.LazyConv2d(2, 3), (1, 28, 28), None, TracingError, "call the model once"),
         (
-            Lambda(lambda x: x if x.sum() > 0 else -x),
+            Does(lambda x: x if x.sum() > 0 else -x),
             (1, 8, 8),
             None,
             TracingError,
             "depends on the values of its input",
         ),
-        (Lambda(lambda x: torch.fft.fft2(x)), (1, 8, 8), None, TracingError, "'fft_fft2'.*no rule"),
-        (Lambda(lambda x: x @ x.mT), (1, 8, 8), None, TracingError, "name a layer before that"),
+        (Does(lambda x: torch.fft.fft2(x)), (1, 8, 8), None, TracingError, "'fft_fft2'.*no rule"),
+        (Does(lambda x: x @ x.mT), (1, 8, 8), None, TracingError, "name a layer before that"),
         (conv(1), (8, 8), None, TracingError, "channels first, and is given"),
         (
-            Lambda(lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True)),
+            Does(lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True)),
             (1, 8, 8),
             None,
             TracingError,
             "antialias",
         ),
         (
-            Lambda(lambda x, a: a(x[:, :, x[0, 0, 0].argsort()]), conv(1)),
+            Does(lambda x, a: a(x[:, :, x[0, 0, 0].argsort()]), conv(1)),
             (1, 8, 8),
             None,
             TracingError,
@@ -354,17 +344,17 @@ def pyramid(x: Tensor, down: nn.Module) -> Tensor:
 
 
 BY_POSITION = {
-    "aligned corners beside a skip": Lambda(
+    "aligned corners beside a skip": Does(
         aligned, nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.Conv2d(4, 2, 3)
     ),
-    "odd sizes": Lambda(pyramid, nn.Conv2d(2, 2, 3, stride=2)),
-    "roll": Lambda(lambda x, a: a(x.roll((1, -2), (2, 3))), conv(2)),
+    "odd sizes": Does(pyramid, nn.Conv2d(2, 2, 3, stride=2)),
+    "roll": Does(lambda x, a: a(x.roll((1, -2), (2, 3))), conv(2)),
     "circular padding": nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
-    "cumulated": Lambda(lambda x, a: a(x).cumsum(3), conv(2)),
-    "written through a view": Lambda(written_through_a_view),
-    "written in parts": Lambda(written_in_parts, conv(2)),
-    "written over": Lambda(written_over, conv(2)),
-    "two branches of different speed": Lambda(
+    "cumulated": Does(lambda x, a: a(x).cumsum(3), conv(2)),
+    "written through a view": Does(written_through_a_view),
+    "written in parts": Does(written_in_parts, conv(2)),
+    "written over": Does(written_over, conv(2)),
+    "two branches of different speed": Does(
         lambda x, a, b: a(x)[..., :6, :6] + b(x)[..., :6, :6], conv(2), nn.Conv2d(2, 2, 2, stride=2)
     ),
 }
@@ -398,7 +388,7 @@ def test_a_unit_that_is_not_there() -> None:
 
 
 def test_of_several_parts_the_one_that_goes_out_is_meant() -> None:
-    net = Lambda(lambda x, a: torch.split(a(x), [4, 5], 2)[1], conv(1))
+    net = Does(lambda x, a: torch.split(a(x), [4, 5], 2)[1], conv(1))
     rows, columns = measure_receptive_field(net, (1, 11, 11)).axes
     assert [rows.interval(0), columns.interval(0)] == [(4, 6), (0, 2)]
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.graph import Border, By, Graph, Layer, Read, Resample, Segment, Taps, Window
+from constrained_cnn.graph import Border, Graph, Layer, Read, Resample, Segment, Taps, Window
+from constrained_cnn.graph._reads import By
 from constrained_cnn.receptive_field._axis import AxisField
 from constrained_cnn.receptive_field._digits import Digit, Field, Spot
 from constrained_cnn.receptive_field._positions import PositionField

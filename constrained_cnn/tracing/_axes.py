@@ -5,7 +5,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from constrained_cnn.graph import AxisRead, Border, By, Patch, Read, Resample, Segment, Taps, Window
+from constrained_cnn.graph import AxisRead, Border, Patch, Read, Resample, Segment, Taps, Window
+from constrained_cnn.graph._reads import By
 from constrained_cnn.tracing._call import Call, Reads, kept, spread
 
 

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from constrained_cnn.graph import Setting
+from constrained_cnn.graph._graph import Setting
 from constrained_cnn.tracing._call import Call
 
 # Functions written in C++ do not say what their arguments are called.

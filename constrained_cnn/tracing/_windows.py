@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import AxisRead, By, Resample, Taps, Window
+from constrained_cnn.graph import AxisRead, Resample, Taps, Window
+from constrained_cnn.graph._reads import By
 from constrained_cnn.tracing._call import Call, Reads, kept, spread
 
 
