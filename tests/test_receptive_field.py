@@ -251,10 +251,6 @@ GLOBAL: dict[str, tuple[nn.Module, int | None]] = {
         nn.Sequential(conv(), nn.BatchNorm2d(2, track_running_stats=False)),
         3,
     ),
-    "a weight that depends on the input": (
-        Does(lambda x: F.conv2d(x, x[:, :, :3, :3])),
-        None,
-    ),
     "flatten and linear": (nn.Sequential(nn.Flatten(), nn.Linear(2 * SIDE * SIDE, 3)), None),
 }
 
@@ -269,6 +265,13 @@ def test_what_depends_on_the_whole_image(name: str) -> None:
         assert axis.size == SIDE
         assert axis.sees_all
         assert (None if axis.local is None else axis.local.size) == local
+
+
+def test_a_weight_that_is_cut_from_the_input() -> None:
+    for axis in measure_receptive_field(
+        Does(lambda x: F.conv2d(x, x[:, :, :3, :3])), (2, 9, 9)
+    ).axes:
+        assert [axis.interval(unit) for unit in range(7)] == [(0, unit + 2) for unit in range(7)]
 
 
 def test_one_and_three_dimensions() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from constrained_cnn.errors import TracingError
 from constrained_cnn.proof import verify_receptive_field
 from constrained_cnn.receptive_field import AxisField, measure_receptive_field
 from constrained_cnn.receptive_field._flow import places
@@ -64,6 +65,16 @@ def with_class_token(x: Tensor, conv: nn.Module) -> Tensor:
     return tokens[:, 1:].transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+def causal_windows(x: Tensor) -> Tensor:
+    rows = x.permute(0, 2, 3, 1).unflatten(2, (3, 4))
+    rows = F.scaled_dot_product_attention(rows, rows, rows, is_causal=True)
+    return rows.flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def beside_their_mean(x: Tensor) -> Tensor:
+    return torch.cat([x.mean(3, keepdim=True), x], 3)
+
+
 def conv(into: int = 2, out: int = 2, kernel: int = 3, padding: int = 1) -> nn.Module:
     return nn.Conv2d(into, out, kernel, padding=padding)
 
@@ -95,6 +106,16 @@ NETWORKS: dict[str, nn.Module] = {
     "mean of each window": Does(lambda x: x.unflatten(2, (2, 4)).mean(3)),
     "mean over windows": Does(lambda x: x.unflatten(2, (2, 4)).mean(2)),
     "pooled patches": Does(lambda x: F.avg_pool2d(x.unflatten(3, (6, 2)).mean(4), 2)),
+    "causal attention in windows": Does(causal_windows),
+    "cumulated in windows": Does(lambda x: x + x.unflatten(3, (3, 4)).cumsum(4).flatten(3, 4)),
+    "beside their mean": Does(beside_their_mean),
+    "less their mean again": Does(lambda x, a: a(beside_their_mean(x)[..., 1:]), conv()),
+    "and a mean as a channel": Does(
+        lambda x: torch.cat([x, x.mean((2, 3), keepdim=True).expand_as(x)], 1)
+    ),
+    "and the mean of a part": Does(lambda x: x + x[..., :4].mean(3, keepdim=True)),
+    "and one of them": Does(lambda x: x + x[..., 3:4]),
+    "the second part": Does(lambda x, a: torch.split(a(x), [3, 5], 2)[1], conv()),
     "rows in the batch": Does(
         lambda x, a: a(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (1, 8)), nn.Conv1d(2, 2, 3)
     ),
@@ -104,6 +125,14 @@ NETWORKS: dict[str, nn.Module] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_unit_sees_what_its_gradient_reaches(name: str) -> None:
     check(NETWORKS[name])
+
+
+def test_an_axis_that_is_cut_where_its_units_are_not_is_refused() -> None:
+    def cut(x: Tensor, a: nn.Module) -> Tensor:
+        return a(x.reshape(-1, 2, 12))
+
+    with pytest.raises(TracingError, match="reshape cuts the image where its units are not"):
+        measure_receptive_field(Does(cut, nn.Conv1d(2, 2, 3)), (3, 8))
 
 
 def test_a_window_has_phases() -> None:
@@ -139,6 +168,7 @@ def steps(draw: st.DrawFn) -> list[Callable[[Tensor], Tensor]]:
     x = torch.zeros(1, *SHAPE)
     found: list[Callable[[Tensor], Tensor]] = []
     kinds = ["cut", "cut", "merge", "merge", "permute", "mix", "mean", "pick", "slide"]
+    kinds += ["cumulate", "flip", "part", "beside", "regroup"]
     for _ in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(kinds))
         axis = draw(st.integers(0, x.ndim - 1))
@@ -161,6 +191,17 @@ def steps(draw: st.DrawFn) -> list[Callable[[Tensor], Tensor]]:
             step = lambda t, a=axis, u=unit: t.select(a, u)  # noqa: E731
         elif kind == "slide" and size > 2:
             step = lambda t, a=axis, n=size: t.narrow(a, 1, n - 1) + t.narrow(a, 0, n - 1)  # noqa: E731
+        elif kind == "cumulate":
+            step = lambda t, a=axis: t.cumsum(a)  # noqa: E731
+        elif kind == "flip":
+            step = lambda t, a=axis: t + t.flip(a)  # noqa: E731
+        elif kind == "part" and size > 2:
+            step = lambda t, a=axis: t + t.narrow(a, 1, 2).mean(a, keepdim=True)  # noqa: E731
+        elif kind == "beside" and size < 30:
+            step = lambda t, a=axis: torch.cat([t.mean(a, keepdim=True), t], a)  # noqa: E731
+        elif kind == "regroup" and len(divisors(x.numel())) > 1:
+            part = draw(st.sampled_from(divisors(x.numel())))
+            step = lambda t, s=(1, part, -1): t.reshape(s)  # noqa: E731
         if step is not None:
             found.append(step)
             x = step(x)
@@ -180,14 +221,16 @@ def test_random_chains(chain: list[Any]) -> None:
     image = (torch.rand(1, *SHAPE, dtype=torch.float64) + 0.5).requires_grad_()
     value = run(image)
     for number, place in enumerate(places(graph)[graph.outputs[0]]):
-        if place.problem or place.field is None:
-            continue  # refused, or said to see all: checked elsewhere
+        if place.problem or (place.field is None and place.axis is None):
+            continue  # refused, or on an axis with channels
+        whole = (0, SHAPE[1 + number] - 1)
         others = [axis for axis in range(image.ndim) if axis != 2 + number]
         for unit in range(1 if place.axis is None else value.shape[place.axis]):
             part = value if place.axis is None else value.select(place.axis, unit)
             (gradient,) = torch.autograd.grad(part.sum(), image, retain_graph=True)
             reached = gradient.abs().sum(others).nonzero().flatten().tolist()
-            assert (reached[0], reached[-1]) == place.field.interval(unit), (number, unit)
+            span = whole if place.field is None else place.field.interval(unit)
+            assert (reached[0], reached[-1]) == span, (number, unit)
 
 
 def test_window_attention_of_swin() -> None:

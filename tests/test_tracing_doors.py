@@ -181,7 +181,8 @@ RULES: list[tuple[str, Callable[[Call], Any], Callable[[Call], Any], str]] = [
     ("no_reads", lambda call: None, nothing, "reads= of 'erfinv' gave None: must be one tuple"),
     ("too few", lambda call: (), nothing, "for each of its 1 outputs"),
     ("no read", lambda call: ((3,),), nothing, r"gave \(3,\): must be one tuple"),
-    ("axes", lambda call: ((Read(0, (AxisRead(0),)),),), nothing, "each of the 4 axes"),
+    ("axes", lambda call: ((Read(0, (AxisRead(0),)),),), nothing, "for each of the 4 axes"),
+    ("entries", lambda call: ((Read(0, (0, 1, 2, 3)),),), nothing, "AxisRead or None"),  # type: ignore[arg-type]
     ("fails", lambda call: 1 / 0, nothing, "reads= of 'erfinv' failed: ZeroDivisionError"),
 ]
 

@@ -240,15 +240,20 @@ def _try(model: nn.Module, folded: nn.Module, graph: Graph, shape: Sequence[int]
     macs = sum(layer.work.macs for layer in graph.layers if layer.work is not None)
     if macs > _CHEAP_MACS or any(part.is_meta for part in weights):
         return
-    image = torch.randn((1, *shape), dtype=torch.float64)
+    for batch in (1, 2):  # a forward may go another way for one sample
+        _compare(model, graph, torch.randn((batch, *shape), dtype=torch.float64))
+
+
+def _compare(model: nn.Module, graph: Graph, images: Tensor) -> None:
+    """Raise if a network and its folded copy differ on some images, in double precision."""
     try:
-        expected = _outputs(copied(model, in_double).eval(), image)
-    except Exception:  # noqa: BLE001 - it may cast to another precision: then it cannot be tried
+        expected = _outputs(copied(model, in_double).eval(), images)
+    except Exception:  # noqa: BLE001 - it may cast, or take one sample only: then it is not tried
         return
     # Folded in double precision too: weights rounded once more would hide in no tolerance.
     merged = _folded(copied(model, in_double), graph)
     try:
-        found = _outputs(merged, image)
+        found = _outputs(merged, images)
     except Exception as error:
         raise _broken(model, f"it does not run: {reason_of(error)}") from error
     if len(found) != len(expected) or not all(map(_agree, found, expected)):

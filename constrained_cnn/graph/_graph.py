@@ -231,10 +231,10 @@ class Graph:
         Raises:
             InvalidInputError: If none of that name ran; the nearest that did is suggested.
         """
-        if path in self.modules:
+        if isinstance(path, str) and path in self.modules:
             return self.modules[path]
         by_name = {layer.name: layer.outputs[0] for layer in self.layers}
-        if path not in by_name:
+        if not isinstance(path, str) or path not in by_name:
             near = closest(str(path), [*self.modules, *by_name])
             raise InvalidInputError(f"layer={path!r}: no such module ran in {self.model}{near}")
         return by_name[path]

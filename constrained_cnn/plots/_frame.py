@@ -110,6 +110,10 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> Path:
         ...
         constrained_cnn.errors.InvalidInputError: path='curves.jpg': must end in .png, .svg or .pdf
     """
+    if not hasattr(figure, "savefig"):
+        raise InvalidInputError(f"figure={type(figure).__name__}: must be a figure of matplotlib's")
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"path={path!r}: must be a path that ends in .png, .svg or .pdf")
     target = Path(path)
     suffix = target.suffix.lower().removeprefix(".")
     if suffix not in _FORMATS:

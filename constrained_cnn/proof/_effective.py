@@ -153,7 +153,7 @@ def effective_receptive_field(
         noise = torch.Generator().manual_seed(seed)
         pictures = _pictures(images, measured.input_shape, samples, noise)
         at = _unit_of(measured, unit)
-        value = value_of(graph, measured, layer)
+        value = value_of(graph, layer)
         part = _index([place.axis for place in places(graph)[value]], at)
         network, target = copy_of(model), target_of(graph, value)
         total = torch.zeros(measured.input_shape[1:], dtype=torch.float64)

@@ -24,11 +24,13 @@ class Target:
         path: Path of the module.
         op: The operation in it; empty for what the module returns.
         count: Which call of that operation in that module, from 1.
+        output: Which of the tensors it gives.
     """
 
     path: str
     op: str = ""
     count: int = 1
+    output: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class _Catch(Watcher):
         if (op, self.path) == (self._target.op, self._target.path):
             self._calls += 1
             if self._calls == self._target.count:
-                self._keep(made[0])
+                self._keep(made[self._target.output])
 
     def _keep(self, value: Tensor) -> None:
         way = self._blind.get(_memory(value), ("",))[0]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from constrained_cnn.errors import reason_of
 from constrained_cnn.graph import Border, Graph, Resample
 from constrained_cnn.proof._running import Caught, Target, run
-from constrained_cnn.receptive_field import ReceptiveField, measure_receptive_field
+from constrained_cnn.receptive_field import measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span
 from constrained_cnn.receptive_field._digits import Field
 from constrained_cnn.receptive_field._flow import places
+from constrained_cnn.receptive_field._measure import last_spatial
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def smallest(length: int, holds: Callable[[int], bool]) -> int:
 
 def scene_of(network: nn.Module, graph: Graph, layer: str | None, axis: int) -> Scene:
     measured = measure_receptive_field(graph, layer=layer)
-    value = value_of(graph, measured, layer)
+    value = value_of(graph, layer)
     ways = [
         source.by
         for one in graph.layers
@@ -176,14 +177,9 @@ def scene_of(network: nn.Module, graph: Graph, layer: str | None, axis: int) -> 
     return Scene(network, target, shape, axis, dim, of.units, of.field, resampled, repeats)
 
 
-def value_of(graph: Graph, measured: ReceptiveField, layer: str | None) -> int:
-    """Return the number of the value that was measured."""
-    if layer is not None:
-        return graph.value_of(layer)
-    for one, row in zip(reversed(graph.layers), reversed(measured.layers), strict=True):
-        if row.name == measured.layer and row.axes == measured.axes:
-            return one.outputs[0]
-    return graph.inputs[0]
+def value_of(graph: Graph, layer: str | None) -> int:
+    """Return the number of the value that is measured."""
+    return last_spatial(graph, places(graph)) if layer is None else graph.value_of(layer)
 
 
 def target_of(graph: Graph, value: int) -> Target | None:
@@ -197,4 +193,4 @@ def target_of(graph: Graph, value: int) -> Target | None:
     alike = [
         other for other in graph.layers[: made + 1] if (other.op, other.path) == (one.op, one.path)
     ]
-    return Target(one.path, one.op, len(alike))
+    return Target(one.path, one.op, len(alike), one.outputs.index(value))

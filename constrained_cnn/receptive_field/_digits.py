@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from constrained_cnn.receptive_field._axis import AxisField
+from constrained_cnn.receptive_field._axis import AxisField, hull_of
 from constrained_cnn.receptive_field._positions import PositionField
 
 Field = AxisField | PositionField
@@ -42,6 +42,7 @@ class Spot:
         local: The same, scales and gates left out.
         stage: The same, counted from the last pool; None too where branches differ in it.
         problem: Why it cannot be said; empty if it can.
+        length: Positions of the image's axis.
     """
 
     digits: tuple[Digit, ...] = ()
@@ -49,6 +50,7 @@ class Spot:
     local: Field | None = None
     stage: Field | None = None
     problem: str = ""
+    length: int = 0
 
     @property
     def units(self) -> int:
@@ -61,7 +63,7 @@ class Spot:
             None if field is None else change(field)
             for field in (self.field, self.local, self.stage)
         )
-        return Spot(tuple(digits), field, local, stage, self.problem)
+        return Spot(tuple(digits), field, local, stage, self.problem, self.length)
 
     def is_along(self, axis: int, size: int) -> bool:
         """Whether the index along an axis of that size is the unit's number."""
@@ -76,9 +78,9 @@ class Spot:
 
     def _together(self, place: int) -> "Spot":
         rest = (*self.digits[:place], *self.digits[place + 1 :])
-        if not rest:
-            return Spot(problem=self.problem)
         count = self.digits[place].count
+        if not rest:
+            return self._whole(count)
         low = math.prod(digit.count for digit in self.digits[place + 1 :])
 
         def join(field: Field) -> Field:
@@ -122,6 +124,74 @@ class Spot:
             return PositionField.reading(field, taps, math.prod(d.count for d in rest))
 
         return self.map(read, rest)
+
+    def _whole(self, count: int) -> "Spot":
+        """Return what all units together see: everything, or the part they were cut from.
+
+        It counts as everything if no further unit would fit behind the last.
+        """
+        if self.field is None:
+            return Spot(problem=self.problem, length=self.length)
+        hull = hull_of([self.field.interval(unit) for unit in range(count)])
+        step = abs(self.field.jump) if self.field.jump else Fraction(1)
+        if hull is not None and hull[0] < step and hull[1] > self.length - 1 - step:
+            return Spot(problem=self.problem, length=self.length)
+        return self.map(lambda field: PositionField.reading(field, lambda _: range(count), 1), ())
+
+    def windowed(
+        self, axis: int, size: int, taps: Callable[[int], Sequence[int]], along: Digit
+    ) -> "Spot":
+        """Return what is seen by units that read some along one axis, each in its own place else.
+
+        Args:
+            axis: The axis; there are digits on others.
+            size: Its length.
+            taps: Which units along it a unit reads; those outside are padding.
+            along: The digit of the result that counts the units along it.
+        """
+        place = sum(digit.axis != axis for digit in self.digits[: self._first_on(axis)])
+        kept = [digit for digit in self.digits if digit.axis != axis]
+        digits = [*kept[:place], along, *kept[place:]]
+
+        def number(values: Sequence[int], index: int) -> int:
+            others, unit = iter(values), 0
+            for digit in self.digits:
+                here = index // digit.step % digit.count if digit.axis == axis else next(others)
+                unit = unit * digit.count + here
+            return unit
+
+        def reads(unit: int) -> list[int]:
+            values = []
+            for digit in reversed(digits):
+                unit, value = divmod(unit, digit.count)
+                values.append(value)
+            values.reverse()
+            index = values.pop(place)
+            return [number(values, tap) for tap in taps(index) if 0 <= tap < size]
+
+        units = math.prod(digit.count for digit in digits)
+        return self.map(lambda field: PositionField.reading(field, reads, units), digits)
+
+    def _first_on(self, axis: int) -> int:
+        return next(i for i, digit in enumerate(self.digits) if digit.axis == axis)
+
+    def everywhere(self) -> "Spot":
+        """Return what sees everything as a list of units that do."""
+        if self.field is not None:
+            return self
+        units = PositionField(((0, self.length - 1),) * self.units)
+        return replace(self, field=units, local=self.local or units)
+
+    def where(self, place: int, holds: Sequence[bool]) -> "Spot":
+        """Return the same for units whose digit at a place has a value that holds; none else."""
+        low = math.prod(digit.count for digit in self.digits[place + 1 :])
+
+        def read(field: Field) -> Field:
+            return PositionField.reading(
+                field, lambda unit: [unit] if holds[unit // low % len(holds)] else [], self.units
+            )
+
+        return self.map(read, self.digits)
 
     def along(self, axis: int, size: int) -> "Spot":
         """Return what the units of one axis see, digits on other axes taken together."""
@@ -215,7 +285,8 @@ def _strides(shape: Sequence[int]) -> list[int]:
 def _overlap(first: int, count: int, axis: int, step: int, size: int) -> Digit | None:
     """Return the part of a digit of the element's number that an axis holds."""
     low, high = max(first, step), min(first * count, step * size)
-    if low >= high or low % first or high % low or low % step:
+    # An axis that ends within a round of the digit would start it anew elsewhere.
+    if low >= high or low % first or high % low or low % step or (step * size) % high:
         return None
     return Digit(axis, low // step, high // low)
 

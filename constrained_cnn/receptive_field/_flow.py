@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
@@ -13,7 +13,7 @@ from constrained_cnn.receptive_field._digits import Digit, Field, Spot
 from constrained_cnn.receptive_field._positions import PositionField
 
 POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp") for n in (1, 2, 3))
-_CHANNELS = 1
+_MOST_UNITS = 20_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def places(graph: Graph) -> list[Places]:
     start = AxisField()
     found: list[Spots] = [()] * len(graph.values)
     found[graph.inputs[0]] = tuple(
-        Spot((Digit(axis, 1, image[axis]),), start, start, start) for axis in range(2, len(image))
+        Spot((Digit(axis, 1, image[axis]),), start, start, start, length=image[axis])
+        for axis in range(2, len(image))
     )
     for layer in graph.layers:
         for output, reads in zip(layer.outputs, layer.reads, strict=True):
@@ -95,10 +96,12 @@ class _Arrival:
     Attributes:
         spot: The spot, its digits on the axes of the layer's output.
         aside: Whether it only gates what another read brings.
+        fills: The axes of the output of which it fills a part, and how.
     """
 
     spot: Spot
     aside: bool
+    fills: Mapping[int, By] = field(default_factory=dict)
 
 
 def _follow(
@@ -106,8 +109,13 @@ def _follow(
 ) -> _Arrival:
     """Return what a read makes of a spot; ``shape`` is that of the output."""
     spot, before = found[read.value][image], graph.values[read.value].shape
+    fills = {
+        axis: by.by
+        for axis, by in enumerate(read.axes)
+        if by is not None and isinstance(by.by, Segment | Taps)
+    }
     if not spot.digits:  # where all of the axis went into it before it can only scale or shift
-        return _Arrival(spot, read.gate or spot.field is None)
+        return _Arrival(spot, read.gate or spot.field is None, {} if read.gate else fills)
     for axis, unit in read.picks:
         spot = spot.picked(axis, unit)
     for patch in read.patches:
@@ -129,26 +137,30 @@ def _follow(
     slid = {digit.axis for digit in spot.digits if to[digit.axis][1] is not None}
     slid |= {d.axis for d in spot.digits if before[d.axis] != shape[to[d.axis][0]]}
     rest = {digit.axis for digit in spot.digits} - slid
-    if slid and rest:  # of its digits some stay, and the units of others are mixed
-        if min(slid | rest) != _CHANNELS or {_CHANNELS} not in (slid, rest):
-            where = f"{layer.name} works inside windows of the image"
+    if rest and slid:
+        if spot.units > _MOST_UNITS:
+            where = f"{layer.name} works inside windows of the image, too many to be listed"
             return _Arrival(_unknown(spot, where), read.gate)
-        apart = slid if slid == {_CHANNELS} else rest  # channels are not told apart
-        spot = spot.without(lambda digit: digit.axis in apart)
-        slid -= apart
-    if len(slid) > 1:
+        for axis in slid:
+            out, by = to[axis]
+            taps = _listed(by) if by is not None else lambda unit: [unit]
+            # Below 0, so that it is not taken for an axis of the input.
+            spot = spot.windowed(axis, before[axis], taps, Digit(-1 - out, 1, shape[out]))
+    elif len(slid) > 1:
         where = f"{layer.name} slides over parts of one axis of the image"
         return _Arrival(_unknown(spot, where), read.gate)
-    for axis in slid:
+    elif slid:
+        (axis,) = slid
         out, by = to[axis]
-        spot = _moved(spot.along(axis, before[axis]), by, Digit(out, 1, shape[out]))
-    if not slid:
-        spot = replace(spot, digits=tuple(replace(d, axis=to[d.axis][0]) for d in spot.digits))
-    return _Arrival(spot, read.gate)
+        spot = _moved(spot.along(axis, before[axis]), by, Digit(-1 - out, 1, shape[out]))
+    names = {axis: out for axis, (out, _) in to.items()}
+    names |= {-1 - out: out for out in range(len(shape))}
+    spot = replace(spot, digits=tuple(replace(d, axis=names[d.axis]) for d in spot.digits))
+    return _Arrival(spot, read.gate, fills)
 
 
 def _unknown(spot: Spot, why: str) -> Spot:
-    return Spot(problem=spot.problem or why)
+    return Spot(problem=spot.problem or why, length=spot.length)
 
 
 def _moved(spot: Spot, by: By | None, along: Digit) -> Spot:
@@ -245,10 +257,12 @@ def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> S
     bearing = [arrival for arrival in arrivals if arrival.spot.digits]
     most = max(bearing, key=lambda a: (not a.aside, len(a.spot.digits)), default=None)
     digits = most.spot.digits if most else ()
+    arrivals = [_in_its_part(arrival, digits, shape) for arrival in arrivals]
     brought = [_brought(arrival.spot, digits) for arrival in arrivals]
     problem = next((spot.problem for spot in brought if spot.problem), "")
+    length = max(spot.length for spot in brought)
     if problem and not digits:
-        return Spot(problem=problem)
+        return Spot(problem=problem, length=length)
     main = [spot for spot, one in zip(brought, arrivals, strict=True) if not one.aside]
     units = math.prod(digit.count for digit in digits)
     field = _union([spot.field for spot in brought], units)
@@ -258,7 +272,7 @@ def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> S
         stage = None
     if layer.op in POOLS and stage is not None:
         stage = AxisField()
-    return Spot(digits, field, local, stage, problem)
+    return Spot(digits, field, local, stage, problem, length)
 
 
 def _on_one_axis(arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Sequence[_Arrival]:
@@ -269,6 +283,25 @@ def _on_one_axis(arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Sequence
         return arrivals
     (axis,) = axes
     return [replace(one, spot=one.spot.along(axis, shape[axis])) for one in arrivals]
+
+
+def _in_its_part(arrival: _Arrival, digits: tuple[Digit, ...], shape: Sequence[int]) -> _Arrival:
+    """Return what fills but a part of an axis as what is seen there, and nothing elsewhere."""
+    spot = arrival.spot
+    if spot.problem:
+        return arrival
+    for digit in digits:
+        by = arrival.fills.get(digit.axis)
+        alone = digit == Digit(digit.axis, 1, shape[digit.axis])
+        if by is None or not alone or any(d.axis == digit.axis for d in spot.digits):
+            continue
+        filled = [bool(_listed(by)(index)) for index in range(digit.count)]
+        wanted = tuple(one for one in digits if one == digit or one in spot.digits)
+        spread = spot.everywhere().spread_over(wanted)
+        if spread is not None and not all(filled):
+            aside = arrival.aside and spot.field is not None
+            return _Arrival(spread.where(wanted.index(digit), filled), aside)
+    return arrival
 
 
 def _brought(spot: Spot, digits: tuple[Digit, ...]) -> Spot:

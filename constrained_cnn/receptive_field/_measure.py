@@ -199,7 +199,7 @@ def measure_receptive_field(
             f"input_shape={shape[1:]}: has no image axis after the channels, as (1, 28, 28) has"
         )
     found = places(graph)
-    value = _last_spatial(graph, found) if layer is None else graph.value_of(layer)
+    value = last_spatial(graph, found) if layer is None else graph.value_of(layer)
     if not found[value]:
         raise InvalidInputError(f"layer={layer!r}: does not depend on input {image}")
     problem = next((place.problem for place in found[value] if place.problem), "")
@@ -221,7 +221,7 @@ def measure_receptive_field(
     )
 
 
-def _last_spatial(graph: Graph, found: Sequence[Places]) -> int:
+def last_spatial(graph: Graph, found: Sequence[Places]) -> int:
     """Return the last value with a place in the image; raise if the image was formed anew later."""
     image = len(graph.values[graph.inputs[0]].shape)
     shapes = [graph.values[value].shape for value in graph.outputs]
@@ -229,7 +229,11 @@ def _last_spatial(graph: Graph, found: Sequence[Places]) -> int:
     for layer in reversed(graph.layers):
         # Of several parts that which goes out of the network is meant.
         for value in sorted(layer.outputs, key=lambda one: one not in graph.outputs):
-            standing = [place.axis is not None or place.problem for place in found[value]]
+            # What cannot be said is an error, unless it was asked to go on past it.
+            standing = [
+                place.axis is not None or (place.problem and not graph.unknown)
+                for place in found[value]
+            ]
             if standing and all(standing):
                 if anew and value not in graph.outputs:
                     raise TracingError(

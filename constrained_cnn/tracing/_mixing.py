@@ -160,6 +160,11 @@ def concatenation(call: Call) -> Reads:
 def product(call: Call) -> Reads:
     """Einstein's sum: letters of the output are kept, the others read whole."""
     left, right, operands = letters_of(call)
+    if any(len(set(letters)) < len(letters) for letters in left):
+        raise TracingError(
+            f"einsum {call.get(0, 'equation')!r}: a letter twice in one operand is not described; "
+            "take the diagonal first"
+        )
     reads: list[Read] = []
     for letters, operand in zip(left, operands, strict=True):
         reads += call.read(

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, closest
-from constrained_cnn.graph import Read, Work
+from constrained_cnn.graph import AxisRead, Read, Work
 from constrained_cnn.tracing import _axes, _mixing, _windows, _work
 from constrained_cnn.tracing._call import Call, Reads, elementwise
 
@@ -38,6 +38,7 @@ _ELEMENTWISE = frozenset(
     fake_quantize_per_tensor_affine fix float_power floor floor_divide floordiv fmax fmin fmod frac
     ge gelu greater gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot invert isclose
     isfinite isinf isnan le leaky_relu lerp less log log10 log1p log2 logaddexp logaddexp2
+    log_sigmoid
     logical_and logical_not logical_or logical_xor logit logsigmoid lt masked_fill maximum minimum
     mish mod mul multiply nan_to_num ne neg negative or pow prelu quantize_per_tensor rad2deg
     reciprocal relu relu6 remainder round rrelu rsqrt selu sgn sigmoid sign signbit silu sin sinc
@@ -51,7 +52,7 @@ _MOVES = frozenset(
     """
     _to_copy alias alpha_dropout bfloat16 clone contiguous cpu detach double dropout dropout1d
     dropout2d dropout3d feature_alpha_dropout feature_dropout float half int lift_fresh_copy long
-    requires_grad type
+    requires_grad tril triu type
     """.split()  # noqa: SIM905
 )
 
@@ -272,10 +273,12 @@ def _checked_reads(op: str, rule: ReadRule) -> ReadRule:
                 raise InvalidInputError(
                     f"the rule reads= of {op!r} gave {each!r}: must be {wanted}"
                 )
-            if any(len(read.axes) != out.ndim for read in each):
+            entries = [entry for read in each for entry in read.axes]
+            wrong = any(not isinstance(entry, AxisRead | None) for entry in entries)
+            if wrong or any(len(read.axes) != out.ndim for read in each):
                 raise InvalidInputError(
-                    f"the rule reads= of {op!r} gave {each!r}: must have one entry for each of the "
-                    f"{out.ndim} axes of its output"
+                    f"the rule reads= of {op!r} gave {each!r}: must have one AxisRead or None for "
+                    f"each of the {out.ndim} axes of its output"
                 )
         return tuple(map(tuple, found))
 

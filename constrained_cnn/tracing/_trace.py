@@ -293,7 +293,8 @@ def _train(model: nn.Module, shadow: nn.Module, wanted: Inputs) -> TrainingRun:
 
 def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
     reason = reason_of(error)
-    where = f" in {recorder.path!r}" if recorder.path else ""
+    path = recorder.where(error)
+    where = f" in {path!r}" if path else ""
     if "meta" in reason and "cpu" in reason:
         return (
             f"{recorder.model} makes a tensor on a fixed device in its forward{where} ({reason}); "

@@ -1,6 +1,7 @@
 """See every torch operation on its way, and run it without content."""
 
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Watcher(TorchFunctionMode):
         for path, part in shadow.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(part), []).append(path)
         self._stack: list[str] = []
+        self._failed: tuple[BaseException, str] | None = None
 
     @property
     def path(self) -> str:
@@ -47,6 +49,11 @@ class Watcher(TorchFunctionMode):
         finally:
             self._stack.pop()
 
+    def where(self, error: BaseException) -> str:
+        """Return the path of the innermost module that an error came from, if it is known."""
+        known = self._failed is not None and self._failed[0] is error
+        return self._failed[1] if known and self._failed else self.path
+
     def leave(self, paths: Sequence[str], outputs: Any) -> None:
         """Note that the module of these paths ended, and what it gave; None if it raised."""
 
@@ -61,6 +68,9 @@ class Watcher(TorchFunctionMode):
 
         def ends(module: nn.Module, _: Any, outputs: Any) -> None:
             if threading.get_ident() == thread:
+                error = sys.exc_info()[1]  # hooks are called where a module raised too
+                if error is not None and (self._failed is None or self._failed[0] is not error):
+                    self._failed = error, self.path
                 self.leave(self._paths.get(id(module), [self._stack[-1]]), outputs)
                 self._stack.pop()
 
