@@ -142,7 +142,11 @@ class Table:
             yield Text(self.title, style="bold")
         yield self._drawn(shown, _shared_out(natural, self._left, shown, options.max_width))
         yield Text("")
-        gone = [heading or "remarks" for i, heading in enumerate(self.headings) if i not in shown]
+        gone = [
+            heading
+            for i, heading in enumerate(self.headings)
+            if i not in shown and any(row[i] for row in self.rows)
+        ]
         if gone:
             yield Text(
                 f"Left out for want of room: {', '.join(gone)}. A wider terminal, a file or "

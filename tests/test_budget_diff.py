@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from constrained_cnn.budget import diff, measure_budget
+from constrained_cnn.budget import Budget, diff, measure_budget
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.tracing import trace
 
@@ -116,3 +116,19 @@ def test_what_is_no_budget(thing: Any) -> None:
         diff(thing, budget)
     with pytest.raises(InvalidInputError, match="new="):
         diff(budget, thing)
+
+
+def test_a_diff_says_what_it_is_of_and_where_the_peaks_are() -> None:
+    def budget(channels: int, side: int) -> Budget:
+        net = nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Conv2d(channels, 40, 3))
+        return measure_budget(net, (1, side, side))
+
+    same = diff(budget(8, 28), budget(8, 28))
+    assert same.notes == (
+        "For one sample of 1 x 28 x 28.",
+        "bytes at the inference peak: at 2: conv2d.",
+        "bytes at the int8 peak, batch norm folded: at 2: conv2d.",
+    )
+    other = diff(budget(8, 28), budget(80, 32))
+    assert other.notes[0] == "For different samples: 1 x 28 x 28 before, 1 x 32 x 32 after."
+    assert "at 2: conv2d before, at 1: relu after" in other.to_markdown()

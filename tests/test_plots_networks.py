@@ -88,7 +88,7 @@ def test_labels_of_a_long_network_are_few() -> None:
     assert len(boxes(figure)) == 13
     assert f"12 of {fields} fields shown" in words(figure)
     assert "435  layer4.1.conv2" in words(figure)
-    assert "all of the image from avgpool: adaptive_avg_pool2d on" in figure.get_suptitle()
+    assert f"first to see the whole image: {field.first_to_see_all}" in figure.get_suptitle()
 
 
 def test_only_layers_that_grow_are_named() -> None:

@@ -400,3 +400,12 @@ def test_a_field_of_many_positions_takes_no_time() -> None:
     field = measure_receptive_field(nn.Conv1d(1, 1, 3), (1, 10**8))
     assert field.first_to_see_all is None
     assert field.axes[0].interval(10**8 - 3) == (10**8 - 3, 10**8 - 1)
+
+
+def test_what_is_seen_before_an_operation_that_is_not_known() -> None:
+    net = Does(lambda x, a, b: b(torch.special.bessel_j1(a(x))), conv(1), conv(1))
+    field = measure_receptive_field(net, (1, 9, 9), strict=False)
+    assert field.layer == "parts.0: conv2d"
+    assert "nobody has described what special_bessel_j1 reads" in str(field.table())
+    with pytest.raises(TracingError, match="no rule"):
+        measure_receptive_field(net, (1, 9, 9))

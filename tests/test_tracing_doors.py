@@ -50,6 +50,12 @@ def test_what_is_compiled_is_refused_with_what_to_give() -> None:
         trace(cast(nn.Module, torch.compile(nn.ReLU())), (3,))
 
 
+def test_an_error_names_the_module_it_came_from() -> None:
+    net = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(TracingError, match=r"in '1\.0': conv2d expects 3 channels"):
+        trace(net, (1, 8, 8))
+
+
 def test_an_error_that_says_nothing_in_its_first_line() -> None:
     def fails(x: Tensor) -> Tensor:
         raise RuntimeError("\n\n  the reason\nand more")

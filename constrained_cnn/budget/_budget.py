@@ -42,8 +42,8 @@ CONVENTIONS = (
         "without what the operation needs for itself; 1 kB is 1,000 bytes."
     ),
     (
-        "Saved for backward: what autograd keeps in training mode on a CPU, no parameters, the "
-        "input included where it is kept."
+        "Saved for backward: what autograd keeps in training mode on a CPU, no parameters or "
+        "buffers, the input included where it is kept."
     ),
 )
 
@@ -216,6 +216,13 @@ class Budget:
         if m.saved_for_backward is not None:
             found["bytes saved for backward"] = m.saved_for_backward
         return found
+
+    def peak_layers(self) -> dict[str, str]:
+        """Return which layer makes each of the peaks among :meth:`quantities`."""
+        return {
+            "bytes at the inference peak": self.memory.peak_layer,
+            "bytes at the int8 peak, batch norm folded": self.memory.int8_timeline.peak_layer,
+        }
 
     def layer_quantities(self) -> list[tuple[str, dict[str, int]]]:
         """Return the parameters and MACs of each layer, to compare with another network's."""

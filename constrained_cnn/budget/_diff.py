@@ -24,8 +24,15 @@ class Quantities(Protocol):
     def model(self) -> str:
         """Name of the model's class."""
 
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one sample of each input."""
+
     def quantities(self) -> dict[str, int]:
         """Return the totals by name."""
+
+    def peak_layers(self) -> dict[str, str]:
+        """Return which layer makes each of the totals that one layer makes."""
 
     def layer_quantities(self) -> list[tuple[str, dict[str, int]]]:
         """Return the name and the numbers of each layer, in order."""
@@ -85,7 +92,7 @@ class Diff:
         layers: Parameters and MACs, before and after, of each layer in which either changed; those
             of the old network stand where they stood.
         labels: Headings of the columns before and after.
-        notes: What could not be compared, and why.
+        notes: What the numbers are of, where the peaks are, and what could not be compared.
     """
 
     old: str
@@ -149,7 +156,7 @@ class Diff:
         return "".join(table.to_html() for table in self._tables())
 
     def to_markdown(self) -> str:
-        """Return the tables in Markdown, as a comment on a change shows them."""
+        """Return the tables and notes in Markdown, as a comment on a change shows them."""
         return "\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in self._tables())
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,9 +207,28 @@ def diff(old: Quantities, new: Quantities, *, names: tuple[str, str] | None = No
     every = [*before, *(name for name in after if name not in before)]
     totals = tuple(Change(name, before.get(name), after.get(name)) for name in every)
     layers = tuple(_layer_changes(old.layer_quantities(), new.layer_quantities()))
+    notes = (_of_what(old, new), *_places(old, new))
     if names is None:
-        return Diff(old.model, new.model, totals, layers)
-    return Diff(*_checked(names), totals, layers, labels=_checked(names))
+        return Diff(old.model, new.model, totals, layers, notes=notes)
+    return Diff(*_checked(names), totals, layers, _checked(names), notes)
+
+
+def _of_what(old: Quantities, new: Quantities) -> str:
+    """Say what one sample is; two networks may have been given different ones."""
+    before, after = (
+        ", ".join(" x ".join(map(str, shape)) for shape in budget.input_shapes)
+        for budget in (old, new)
+    )
+    if before == after:
+        return f"For one sample of {before}."
+    return f"For different samples: {before} before, {after} after."
+
+
+def _places(old: Quantities, new: Quantities) -> Iterator[str]:
+    before, after = old.peak_layers(), new.peak_layers()
+    for name in filter(after.__contains__, before):
+        one, other = before[name], after[name]
+        yield f"{name}: at {one}{'' if one == other else f' before, at {other} after'}."
 
 
 def _checked(names: tuple[str, str]) -> tuple[str, str]:

@@ -102,10 +102,15 @@ class Memory:
         return self.timeline.peak_layer
 
     @property
-    def int8_peak(self) -> int:
-        """The most bytes that live at once, an element one byte and batch norms folded."""
+    def int8_timeline(self) -> Timeline:
+        """Bytes that live at each operation, an element one byte and batch norms folded."""
         deployed = [peak for peak in self.peaks if peak.elements == "int8" and peak.in_place]
-        return deployed[-1].peak  # without a batch norm that folds it is the only one
+        return deployed[-1]  # without a batch norm that folds it is the only one
+
+    @property
+    def int8_peak(self) -> int:
+        """The most of them that live at once."""
+        return self.int8_timeline.peak
 
     @property
     def told_apart(self) -> tuple[Timeline, ...]:

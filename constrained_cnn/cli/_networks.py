@@ -238,7 +238,7 @@ def _diff(options: argparse.Namespace) -> int:
             graphs.append(_traced(model, name, options))
     change = diff(*map(measure_budget, graphs))
     fields, notes = _field_changes(*graphs)
-    change = replace(change, totals=(*change.totals, *fields), notes=notes)
+    change = replace(change, totals=(*change.totals, *fields), notes=(*change.notes, *notes))
     if options.json:
         print(json.dumps(change.to_dict()))
     elif options.markdown:

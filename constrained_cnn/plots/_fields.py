@@ -64,11 +64,11 @@ def receptive_field_growth(field: ReceptiveField, *, image: Any = None) -> "Figu
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
     draw_seen(left, field, growing, picture)
     _draw_sizes(right, field, growing)
-    after = rows[rows.index(placed[-1]) + 1 :] if placed else rows
     whole = "image" if len(field.axes) == 2 else "input"
     words = f"What a unit of {field.model} sees"
     words += ", gates left out" if any(map(_is_global, placed)) else ""
-    words += f"\nall of the {whole} from {after[0].name} on" if after else ""
+    seen = field.first_to_see_all
+    words += f"\nfirst to see the whole {whole}: {seen}" if seen else ""
     figure.suptitle(words, fontsize=11, parse_math=False)
     return figure
 

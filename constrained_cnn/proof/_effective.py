@@ -27,7 +27,7 @@ from constrained_cnn.tracing import trace
 from constrained_cnn.tracing._around import undisturbed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EffectiveField:
     """How much of what a unit sees it uses.
 
@@ -48,6 +48,9 @@ class EffectiveField:
     map: np.ndarray[Any, Any]
     intervals: tuple[Span | None, ...]
     centre: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"EffectiveField({self})"
 
     @functools.cached_property
     def _shares(self) -> NDArray[np.float64]:

@@ -229,13 +229,13 @@ def last_spatial(graph: Graph, found: Sequence[Places]) -> int:
     for layer in reversed(graph.layers):
         # Of several parts that which goes out of the network is meant.
         for value in sorted(layer.outputs, key=lambda one: one not in graph.outputs):
-            # What cannot be said is an error, unless it was asked to go on past it.
+            # What cannot be said is an error, unless it was asked to go on past what is unknown.
             standing = [
                 place.axis is not None or (place.problem and not graph.unknown)
                 for place in found[value]
             ]
             if standing and all(standing):
-                if anew and value not in graph.outputs:
+                if anew and value not in graph.outputs and not graph.unknown:
                     raise TracingError(
                         f"{graph.model}: after {layer.name} an axis of the image is read whole or "
                         "taken apart, and later layers work on axes made of it, for which there is "

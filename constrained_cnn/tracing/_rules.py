@@ -222,9 +222,10 @@ def register_op(
 ) -> None:
     """Say what an operation reads and costs, so that networks with it can be traced.
 
-    Either ``like`` names an operation that reads and costs the same, or both rules are given. The
-    name is the one that the error names: ``"erfinv"``, or ``"mylib::gate"`` for an operation of
-    ``torch.library``. Registering the same name again replaces what was said.
+    Either ``like`` names an operation that reads and costs the same, or both rules are given; one
+    that is given beside ``like`` stands in place of that operation's. The name is the one that the
+    error names: ``"erfinv"``, or ``"mylib::gate"`` for an operation of ``torch.library``.
+    Registering the same name again replaces what was said.
 
     Args:
         op: Name of the operation.
