@@ -25,6 +25,7 @@ from constrained_cnn.tracing import Call, elementwise, register_op, trace
         (nn.Conv2d(3, 4, 3), (1, 28, 28), "conv2d expects 3 channels, and is given 1"),
         (nn.Conv2d(4, 4, 3, groups=2), (3, 8, 8), "conv2d expects 4 channels, and is given 3"),
         (nn.ConvTranspose2d(3, 4, 3), (1, 8, 8), "conv_transpose2d expects 3 channels"),
+        (nn.Conv2d(1, 4, 5, padding=1), (1, 2, 9), "conv2d, 5 x 5, is larger than what .*4 x 11"),
         (nn.Conv2d(1, 4, 3), (1, 1, 28, 28), "a shape has no batch"),
         (nn.Linear(10, 4), (1, 28), "linear expects 10 features, and is given 28"),
         (nn.ReLU, (1, 8), "model=type: must be a torch.nn.Module; call it"),

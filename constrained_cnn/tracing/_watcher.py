@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from constrained_cnn.tracing._call import Call, tensors
+from constrained_cnn.tracing._call import Call, spread, tensors
 
 META = torch.device("meta")
 CONVOLUTIONS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))
@@ -143,7 +143,22 @@ def misfit_of(call: Call) -> str:
     expected = weight.shape[0] if "transpose" in call.op else weight.shape[1] * groups
     if x.shape[1] != expected:
         return f"{call.op} expects {expected} channels, and is given {x.shape[1]}"
-    return ""
+    return "" if "transpose" in call.op else _misfit_of_window(call, x, weight)
+
+
+def _misfit_of_window(call: Call, x: Tensor, weight: Tensor) -> str:
+    """Return whether the image is too small for a window; older releases of torch do not look."""
+    padding = call.get(4, "padding", 0)
+    if padding == "same":
+        return ""
+    pads = spread(0 if padding == "valid" else padding, weight.ndim - 2)
+    dilations = spread(call.get(5, "dilation", 1), weight.ndim - 2)
+    windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
+    room = [size + 2 * pad for size, pad in zip(x.shape[2:], pads, strict=True)]
+    if all(window <= size for window, size in zip(windows, room, strict=True)):
+        return ""
+    window, size = (" x ".join(map(str, numbers)) for numbers in (windows, room))
+    return f"the window of {call.op}, {window}, is larger than what it slides over, {size}"
 
 
 class _Attention(torch.autograd.Function):
