@@ -134,29 +134,43 @@ def _follow(
         unsaid = f"nobody has described what {layer.name} reads"
         return _Arrival(_unknown(spot, differs if layer.known else unsaid), read.gate)
     spot = spot.without(lambda digit: digit.axis in gone)
+    return _Arrival(_slide(layer, spot, to, before, shape), read.gate, fills)
+
+
+def _slide(
+    layer: Layer,
+    spot: Spot,
+    to: Mapping[int, tuple[int, By | None]],
+    before: Sequence[int],
+    after: Sequence[int],
+) -> Spot:
+    """Return a spot whose digits are all on axes that stay or that something slides along.
+
+    Args:
+        layer: The layer that reads it.
+        spot: The spot.
+        to: For each axis of the input the one of the output, and what slides.
+        before: Shape of the input.
+        after: Shape of the output.
+    """
     slid = {digit.axis for digit in spot.digits if to[digit.axis][1] is not None}
-    slid |= {d.axis for d in spot.digits if before[d.axis] != shape[to[d.axis][0]]}
+    slid |= {d.axis for d in spot.digits if before[d.axis] != after[to[d.axis][0]]}
     rest = {digit.axis for digit in spot.digits} - slid
-    if rest and slid:
-        if spot.units > _MOST_UNITS:
-            where = f"{layer.name} works inside windows of the image, too many to be listed"
-            return _Arrival(_unknown(spot, where), read.gate)
-        for axis in slid:
-            out, by = to[axis]
-            taps = _listed(by) if by is not None else lambda unit: [unit]
-            # Below 0, so that it is not taken for an axis of the input.
-            spot = spot.windowed(axis, before[axis], taps, Digit(-1 - out, 1, shape[out]))
-    elif len(slid) > 1:
-        where = f"{layer.name} slides over parts of one axis of the image"
-        return _Arrival(_unknown(spot, where), read.gate)
-    elif slid:
-        (axis,) = slid
-        out, by = to[axis]
-        spot = _moved(spot.along(axis, before[axis]), by, Digit(-1 - out, 1, shape[out]))
+    if rest and slid and spot.units > _MOST_UNITS:
+        return _unknown(spot, f"{layer.name} works inside windows, too many to be listed")
+    if not rest and len(slid) > 1:
+        return _unknown(spot, f"{layer.name} slides over parts of one axis of the image")
     names = {axis: out for axis, (out, _) in to.items()}
-    names |= {-1 - out: out for out in range(len(shape))}
-    spot = replace(spot, digits=tuple(replace(d, axis=names[d.axis]) for d in spot.digits))
-    return _Arrival(spot, read.gate, fills)
+    for axis in slid:
+        out, by = to[axis]
+        along = Digit(-1 - out, 1, after[out])  # below 0, so that it is no axis of the input
+        names[along.axis] = out
+        if rest:
+            taps = _listed(by) if by is not None else lambda unit: [unit]
+            spot = spot.windowed(axis, before[axis], taps, along)
+        else:
+            spot = _moved(spot.along(axis, before[axis]), by, along)
+    return replace(spot, digits=tuple(replace(d, axis=names[d.axis]) for d in spot.digits))
 
 
 def _unknown(spot: Spot, why: str) -> Spot:
