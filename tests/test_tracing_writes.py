@@ -143,6 +143,15 @@ def test_what_changes_unit_by_unit_needs_no_second_front_end() -> None:
     ]
 
 
+def test_what_is_set_to_zero_depends_on_nothing() -> None:
+    def run(x: Tensor, a: nn.Module) -> Tensor:
+        return a(x).zero_() + x
+
+    graph = trace(Does(run, conv()), SHAPE)
+    assert [layer.op for layer in graph.layers] == ["conv2d", "add"]
+    assert [axis.size for axis in measure_receptive_field(graph).axes] == [1, 1]
+
+
 class Builds(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not hasattr(self, "built"):

@@ -152,7 +152,7 @@ class Budget:
     def _saved_row(self) -> tuple[str, str, str]:
         m = self.memory
         if m.saved_for_backward is None:
-            return "saved for backward", "cannot tell", m.problem.splitlines()[0][:80]
+            return "saved for backward", "cannot tell", m.problem[:80]
         once = f"and {say_bytes(m.saved_once)} once for the batch" if m.saved_once else ""
         return "saved for backward", say_bytes(m.saved_for_backward), once
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from constrained_cnn.receptive_field._axis import AxisField, hull_of
+from constrained_cnn.receptive_field._axis import AxisField, Span, hull_of
 from constrained_cnn.receptive_field._positions import PositionField
 
 Field = AxisField | PositionField
@@ -132,11 +132,11 @@ class Spot:
         """
         if self.field is None:
             return Spot(problem=self.problem, length=self.length)
-        hull = hull_of([self.field.interval(unit) for unit in range(count)])
+        hull = _hull(self.field, count)
         step = abs(self.field.jump) if self.field.jump else Fraction(1)
         if hull is not None and hull[0] < step and hull[1] > self.length - 1 - step:
             return Spot(problem=self.problem, length=self.length)
-        return self.map(lambda field: PositionField.reading(field, lambda _: range(count), 1), ())
+        return self.map(lambda field: PositionField((_hull(field, count),)), ())
 
     def windowed(
         self, axis: int, size: int, taps: Callable[[int], Sequence[int]], along: Digit
@@ -270,6 +270,16 @@ class Spot:
             if spread is not None and replace(spread, problem=spot.problem) == spot:
                 spot = smaller
         return spot
+
+
+def _hull(field: Field, count: int) -> Span | None:
+    """Return what so many units see together."""
+    if isinstance(field, PositionField):
+        return hull_of(field.spans[:count])
+    # Each phase moves one way: its outermost units are in the first and the last period.
+    period = min(field.period, count)
+    ends = (*range(period), *range(count - period, count))
+    return hull_of([field.interval(unit) for unit in ends])
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

@@ -132,7 +132,7 @@ class Recorder(Watcher):
                 raise self._unknown(op, "writes into part of a tensor")
             made = (sources[0],)
         if op in SOURCES and not (op == "fill" and brings):
-            self._forget(op, made)
+            self._forget(made)
             return outcome
         if not given or not made:
             self._pass_on(Call(op, args, kwargs, made, {}), sources)
@@ -191,13 +191,10 @@ class Recorder(Watcher):
             weights, work = tuple(sorted(of)), operation.work(call)
             self.constants.append(Layer(call.op, self.path, (), (), weights, work))
 
-    def _forget(self, op: str, made: Sequence[Tensor]) -> None:
+    def _forget(self, made: Sequence[Tensor]) -> None:
         """Note that a tensor was filled with something that does not depend on the input."""
         for tensor in made:
-            number = self._numbers.pop(id(tensor), None)
-            shared = self._sharing.get(tensor.untyped_storage()._cdata, set()) - {id(tensor)}
-            if number is not None and shared:
-                raise self._unknown(op, "writes in place into what another tensor is a view of")
+            self._numbers.pop(id(tensor), None)
 
     def _check_origin(self, op: str, sources: Sequence[Tensor]) -> None:
         """Refuse what comes from nowhere: its costs and what it depends on are not known."""
@@ -224,7 +221,7 @@ class Recorder(Watcher):
             brings = any(id(other) in self._numbers for other in others)
             if not brings and (id(target) not in self._numbers or is_unit_wise(op)):
                 continue
-            if op in SOURCES:
+            if op in SOURCES and brings:
                 raise self._unknown(op, "fills a tensor with what depends on the input")
             shared = self._sharing[target.untyped_storage()._cdata] - {id(target)}
             if any(self._is_held(key) for key in shared):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from constrained_cnn.errors import CheckpointError
+from constrained_cnn.errors import CheckpointError, reason_of
 from constrained_cnn.record import write_atomically
 
 FORMAT = 1
@@ -67,7 +67,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "else than tensors and plain data, and none of it was run"
         ) from error
     except Exception as error:  # torch raises many kinds for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {reason}") from error
     if not isinstance(state, dict) or set(state) != KEYS or state["format"] != FORMAT:
         raise CheckpointError(f"{str(path)!r} is not a checkpoint of format {FORMAT}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
 from constrained_cnn.training._executor import Loss, count_correct
 from constrained_cnn.training._source import Source
 
@@ -178,7 +178,7 @@ def check_fits(model: nn.Module, source: Source, *, classifier: bool) -> None:
             outputs = model(inputs)
         except (RuntimeError, ValueError, TypeError) as error:
             shape = tuple(inputs.shape[1:])
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = reason_of(error)
             raise InvalidInputError(
                 f"the model cannot take the images of {source.name}, of shape {shape}: {reason}"
             ) from error
