@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "CheckpointError",
     "ConstrainedCNNError",
+    "ConstraintError",
     "DataError",
     "InvalidInputError",
     "NonFiniteLossError",
@@ -52,6 +53,18 @@ class OutputError(ConstrainedCNNError):
 
 class TracingError(ConstrainedCNNError):
     """A network cannot be described: it cannot run, or runs something nobody has described."""
+
+
+class ConstraintError(ConstrainedCNNError):
+    """A network or a run breaks a rule, or it cannot be told whether it does.
+
+    Attributes:
+        report: The :class:`~constrained_cnn.constraints.Report`.
+    """
+
+    def __init__(self, message: str, *, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):

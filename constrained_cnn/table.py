@@ -29,10 +29,12 @@ class Table:
         may_go: Headings of columns that a narrow terminal leaves out, in the order they go; columns
             without content go before them. Everywhere else the table is whole.
         note: A line below it.
+        colours: For each row the colour of its first cell in a terminal or a notebook; empty for
+            none.
 
     Raises:
-        InvalidInputError: If a row has not one cell for each column, or a column that may go is
-            none of the table's.
+        InvalidInputError: If a row has not one cell for each column, a column that may go is none
+            of the table's, or there is not one colour for each row.
 
     Examples:
         >>> print(Table(("<layer", "MACs"), (("conv", "1,152"),), totals=("total", "1,152")))
@@ -49,8 +51,13 @@ class Table:
     title: str = ""
     may_go: tuple[str, ...] = ()
     note: str = ""
+    colours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.colours and len(self.colours) != len(self.rows):
+            raise InvalidInputError(
+                f"colours={self.colours!r}: must be {len(self.rows)}, one for each row"
+            )
         for heading in self.may_go:
             if heading not in self.headings[1:]:
                 raise InvalidInputError(
@@ -115,17 +122,21 @@ class Table:
     def to_html(self) -> str:
         """Return the table in HTML, as a notebook shows it."""
 
-        def line(cells: Sequence[str], tag: str) -> str:
-            sides = ["left" if left else "right" for left in self._left]
+        def line(cells: Sequence[str], tag: str, colour: str = "") -> str:
+            styles = [f"text-align:{'left' if left else 'right'}" for left in self._left]
+            styles[0] += f";color:{_HTML_COLOURS.get(colour, colour)}" if colour else ""
             inner = "".join(
-                f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
-                for cell, side in zip(cells, sides, strict=True)
+                f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
+                for cell, style in zip(cells, styles, strict=True)
             )
             return f"<tr>{inner}</tr>"
 
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
         foot = f"<tfoot>{line(self.totals, 'th')}</tfoot>" if self.totals else ""
-        body = "".join(line(row, "td") for row in self.rows)
+        colours = self.colours or ("",) * len(self.rows)
+        body = "".join(
+            line(row, "td", colour) for row, colour in zip(self.rows, colours, strict=True)
+        )
         head = line(self.headings, "th")
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody>{foot}</table>{note}"
@@ -196,12 +207,14 @@ class Table:
                 overflow="fold",
                 width=width,
             )
-        for row in self.rows:
-            table.add_row(*(Text(row[i]) for i in shown))
+        for row, colour in zip(self.rows, self.colours or ("",) * len(self.rows), strict=True):
+            table.add_row(*(Text(row[i], style=colour if i == 0 else "") for i in shown))
         return table
 
 
 _GAP = 2
+# Names of a terminal's colours, as a page shows them on white.
+_HTML_COLOURS = {"green": "#1a7f37", "red": "#cf222e", "yellow": "#9a6700", "dim": "#6e7781"}
 # What a column of names is folded to before others go, and after they are gone.
 _FOLDED, _FOLDED_AT_LAST = 20, 8
 

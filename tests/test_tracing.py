@@ -241,7 +241,7 @@ def test_settings_are_the_arguments_by_name() -> None:
 
     graph = trace(Calls(), (1, 8, 8))
     conv, pool, drop = (dict(layer.settings) for layer in graph.layers)
-    assert conv == {"bias": None, "stride": 2, "padding": (1, 0), "kernel_size": (3, 1)}
+    assert conv == {"bias": False, "stride": 2, "padding": (1, 0), "kernel_size": (3, 1)}
     assert (pool["kernel_size"], pool["stride"]) == (2, 1)
     assert (drop["p"], drop["training"]) == (0.069, False)
     trained = graph.training.layers[-1]

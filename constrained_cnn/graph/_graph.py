@@ -22,6 +22,11 @@ def bytes_of(dtype: str) -> int:
     return max(1, int(bits[0]) // 8) if bits else 1
 
 
+def _name(path: str, op: str, turn: int) -> str:
+    name = f"{path}: {op}" if path else op
+    return name if turn == 1 else f"{name} #{turn}"
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """A tensor that flows through the network.
@@ -134,8 +139,7 @@ class Layer:
     @property
     def name(self) -> str:
         """The path and the operation, for a table or an error; ``"cat #2"`` for the second."""
-        name = f"{self.path}: {self.op}" if self.path else self.op
-        return name if self.turn == 1 else f"{name} #{self.turn}"
+        return _name(self.path, self.op, self.turn)
 
     @property
     def sources(self) -> frozenset[int]:
@@ -153,12 +157,23 @@ class TrainingLayer:
         settings: Its arguments that are no tensors, by name: ``{"p": 0.069, "training": True}``.
         saved: Bytes that it keeps for the backward pass, for one sample; what an operation before
             it already kept counts there.
+        outputs: The values it made, numbered apart from those of evaluation.
+        inputs: The values it was given, in order.
+        turn: Which of the operations of that name in that module it is, from 1.
     """
 
     op: str
     path: str
     settings: Mapping[str, Setting]
     saved: int
+    outputs: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    turn: int = 1
+
+    @property
+    def name(self) -> str:
+        """The path and the operation, as :attr:`Layer.name`."""
+        return _name(self.path, self.op, self.turn)
 
 
 @dataclass(frozen=True)
@@ -170,11 +185,17 @@ class TrainingRun:
         saved_constant: Bytes kept for the backward pass that do not grow with the batch, such as
             the statistics of a batch.
         problem: Why it could not be run to its end; empty if it could.
+        shapes: Shape of each value, the first axis left out.
+        outputs: The values that go out.
+        draws: Operations that draw random numbers and are no dropout of torch's, by name.
     """
 
     layers: tuple[TrainingLayer, ...]
     saved_constant: int = 0
     problem: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[int, ...] = ()
+    draws: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,7 @@ class Graph:
     evaluated: Mapping[str, int] = field(default_factory=dict)
     training: TrainingRun = TrainingRun(())
     constants: tuple[Layer, ...] = ()
+    idle: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def unknown(self) -> tuple[str, ...]:

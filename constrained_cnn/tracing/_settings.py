@@ -13,6 +13,10 @@ _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "gro
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
 _POOL = ("input", "kernel_size", "stride", "padding")
 _ADAPTIVE = ("input", "output_size", "return_indices")
+_DROPOUTS = (
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
+    *("alpha_dropout", "feature_alpha_dropout"),
+)
 _NAMES = {
     **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
@@ -23,11 +27,18 @@ _NAMES = {
     **dict.fromkeys(["cat", "concat", "concatenate", "stack"], ("tensors", "dim")),
     **dict.fromkeys(["chunk", "split"], ("input", "sizes", "dim")),
     "flatten": ("input", "start_dim", "end_dim"),
+    "linear": ("input", "weight", "bias"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
+    **dict.fromkeys(
+        ["lstm", "gru", "rnn_tanh", "rnn_relu"],
+        ("input", "hx", "weights", "bias", "num_layers", "dropout", "training"),
+    ),
+    **dict.fromkeys(_DROPOUTS, ("input", "p", "training")),
     "channel_shuffle": ("input", "groups"),
     "pixel_shuffle": ("input", "upscale_factor"),
     "pixel_unshuffle": ("input", "downscale_factor"),
 }
-_WINDOWED = tuple(name for name in _NAMES if name.startswith("conv"))
+_CONVOLUTIONS = tuple(name for name in _NAMES if name.startswith("conv"))
 
 
 def settings_of(func: Callable[..., Any], call: Call) -> dict[str, Setting]:
@@ -35,8 +46,10 @@ def settings_of(func: Callable[..., Any], call: Call) -> dict[str, Setting]:
     names = _NAMES.get(call.op) or _parameters(func)
     given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     settings = {name: _plain(value) for name, value in given.items() if _is_plain(value)}
-    if call.op in _WINDOWED:
+    if call.op in _CONVOLUTIONS:
         settings["kernel_size"] = tuple(call.get(1, "weight").shape[2:])
+    if call.op in _CONVOLUTIONS or call.op == "linear":
+        settings["bias"] = call.get(2, "bias") is not None
     return settings
 
 

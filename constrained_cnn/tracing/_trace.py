@@ -105,6 +105,7 @@ def _traced(model: nn.Module, wanted: Inputs, strict: bool) -> Graph:
             recorded, outputs = _evaluate_exported(model, shadow, numbers, wanted)
         except Exception as second:  # noqa: BLE001 - export raises errors of every kind
             raise TracingError(_say_both(error, second)) from error
+    training, trained = _train(model, shadow, wanted)
     return Graph(
         type(model).__name__,
         recorded.inputs,
@@ -114,8 +115,9 @@ def _traced(model: nn.Module, wanted: Inputs, strict: bool) -> Graph:
         recorded.modules,
         weights,
         _evaluated(shadow),
-        _train(model, shadow, wanted),
+        training,
         tuple(recorded.constants),
+        _idle(shadow, weights, recorded, trained),
     )
 
 
@@ -276,7 +278,9 @@ def _evaluate_exported(
     return recorder, recorder.numbers_of(outputs)
 
 
-def _train(model: nn.Module, shadow: nn.Module, wanted: Inputs) -> TrainingRun:
+def _train(
+    model: nn.Module, shadow: nn.Module, wanted: Inputs
+) -> tuple[TrainingRun, TrainingRecorder]:
     """Return what runs in training mode; a network that cannot says why in the result."""
     shadow.train()
     args, kwargs = _samples(wanted, BATCH, _dtype_of(shadow))
@@ -285,10 +289,24 @@ def _train(model: nn.Module, shadow: nn.Module, wanted: Inputs) -> TrainingRun:
     )
     with torch.enable_grad(), recorder.watching():
         try:
-            shadow(*args, **kwargs)
+            outputs = shadow(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the evaluation graph stands
-            return recorder.run(reason_of(error))
-    return recorder.run()
+            return recorder.run(problem=reason_of(error)), recorder
+    return recorder.run(outputs), recorder
+
+
+def _idle(
+    shadow: nn.Module, weights: Sequence[Weight], recorded: Recorder, trained: TrainingRecorder
+) -> dict[str, str]:
+    """Return the modules without modules in them that neither ran nor lent a weight."""
+    read = {number for layer in recorded.layers for number in layer.weights}
+    lenders = {name.rpartition(".")[0] for number in read for name in weights[number].names}
+    busy = recorded.ran | trained.ran | lenders
+    return {
+        path: type(module).__name__
+        for path, module in shadow.named_modules(remove_duplicate=False)
+        if path and path not in busy and next(module.children(), None) is None
+    }
 
 
 def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:

@@ -1,7 +1,9 @@
 """Watch a network run in training mode, and what autograd keeps of it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +14,14 @@ from constrained_cnn.tracing._call import Call, tensors
 from constrained_cnn.tracing._rules import SOURCES
 from constrained_cnn.tracing._settings import settings_of
 from constrained_cnn.tracing._watcher import Watcher, on_meta, operation_name, run
+
+# Of these a network can make a dropout of its own.
+_DRAWS = frozenset(
+    """
+    bernoulli cauchy exponential geometric log_normal multinomial normal poisson rand rand_like
+    randint randint_like randn randn_like random randperm rrelu uniform
+    """.split()  # noqa: SIM905
+)
 
 
 class TrainingRecorder(Watcher):
@@ -29,12 +39,18 @@ class TrainingRecorder(Watcher):
     ) -> None:
         super().__init__(model, shadow)
         self._batch = batch
-        self._depends: dict[int, Tensor] = {id(tensor): tensor for tensor in inputs}
+        self._depends: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
+        self._numbers: dict[int, int] = {}
+        self._shapes: list[tuple[int, ...]] = []
+        self._turns: Counter[tuple[str, str]] = Counter()
+        self._draws: list[str] = []
+        for tensor in inputs:
+            self._new_value(tensor)
         self._seen = {
             part.untyped_storage()._cdata for part in (*shadow.parameters(), *shadow.buffers())
         }
         self._held: list[Tensor] = []  # so that no address comes twice
-        self._layers: list[tuple[str, str, Any]] = []
+        self._layers: list[TrainingLayer | None] = []
         self._saved: list[int] = []
         self._constant = 0
 
@@ -44,11 +60,21 @@ class TrainingRecorder(Watcher):
         with saved_tensors_hooks(self._save, lambda tensor: tensor), super().watching():
             yield
 
-    def run(self, problem: str = "") -> TrainingRun:
-        """Return what was seen."""
-        layers = zip(self._layers, self._saved, strict=True)
+    def run(self, outputs: Any = (), problem: str = "") -> TrainingRun:
+        """Return what was seen of a network that gave ``outputs``."""
+        layers = (
+            replace(layer, saved=saved)
+            for layer, saved in zip(self._layers, self._saved, strict=True)
+            if layer is not None
+        )
+        given = (self._numbers.get(id(tensor)) for tensor in tensors(outputs))
         return TrainingRun(
-            tuple(TrainingLayer(*layer, saved) for layer, saved in layers), self._constant, problem
+            tuple(layers),
+            self._constant,
+            problem,
+            tuple(self._shapes),
+            tuple(number for number in given if number is not None),
+            tuple(self._draws),
         )
 
     def __torch_function__(
@@ -56,22 +82,40 @@ class TrainingRecorder(Watcher):
     ) -> Any:
         kwargs = kwargs or {}
         sources = list(tensors((args, kwargs)))
-        if not any(id(tensor) in self._depends for tensor in sources):
+        given = tuple(self._numbers[id(t)] for t in sources if id(t) in self._depends)
+        op = operation_name(func)
+        if op in _DRAWS:
+            self._draws.append(f"{self.path}: {op}" if self.path else op)
+        if not given:
             return func(*args, **kwargs)
         args, kwargs = on_meta(sources, args, kwargs)
-        op = operation_name(func)
         position = len(self._layers)
-        self._layers.append((op, self.path, {}))
+        self._layers.append(None)
         self._saved.append(0)
         outcome = run(func, args, kwargs)
-        made = tuple(tensors(outcome))
+        made = tuple(sources[:1] if op == "setitem" else tensors(outcome))
         if not made or op in SOURCES:
             self._layers.pop(), self._saved.pop()
             return outcome
         call = Call(op, args, kwargs, made, {})
-        self._layers[position] = (op, self.path, settings_of(func, call))
-        self._depends.update({id(tensor): tensor for tensor in made})
+        self._turns[self.path, op] += 1
+        self._layers[position] = TrainingLayer(
+            op,
+            self.path,
+            settings_of(func, call),
+            0,
+            tuple(map(self._new_value, made)),
+            given,
+            self._turns[self.path, op],
+        )
         return outcome
+
+    def _new_value(self, tensor: Tensor) -> int:
+        number = len(self._shapes)
+        self._depends[id(tensor)] = tensor
+        self._numbers[id(tensor)] = number
+        self._shapes.append(tuple(tensor.shape[1:]))
+        return number
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

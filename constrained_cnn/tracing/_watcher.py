@@ -33,6 +33,7 @@ class Watcher(TorchFunctionMode):
         for path, part in shadow.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(part), []).append(path)
         self._stack: list[str] = []
+        self.ran: set[str] = set()  # paths of the modules that were called
         self._failed: tuple[BaseException, str] | None = None
 
     @property
@@ -64,7 +65,9 @@ class Watcher(TorchFunctionMode):
 
         def begins(module: nn.Module, _: Any) -> None:
             if threading.get_ident() == thread:
-                self._stack.append(self._paths.get(id(module), [self.path])[0])
+                paths = self._paths.get(id(module), [self.path])
+                self._stack.append(paths[0])
+                self.ran.update(paths)
 
         def ends(module: nn.Module, _: Any, outputs: Any) -> None:
             if threading.get_ident() == thread:

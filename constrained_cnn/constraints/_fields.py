@@ -1,0 +1,179 @@
+"""Rules on what the units of a network see."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from constrained_cnn.constraints._measured import Measure, Measured
+from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._select import listed
+from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.errors import InvalidInputError, check_choice
+from constrained_cnn.receptive_field import (
+    Axis,
+    LayerField,
+    ReceptiveField,
+    measure_receptive_field,
+)
+
+_MAX_POOLS = tuple(f"max_pool{n}d" for n in (1, 2, 3))
+
+
+def _check_layer(layer: object) -> None:
+    if layer is not None and (not isinstance(layer, str) or not layer):
+        raise InvalidInputError(f"layer={layer!r}: must be the path of a module")
+
+
+def _measured(subject: Subject, layer: str | None) -> ReceptiveField:
+    return subject.field if layer is None else measure_receptive_field(subject.graph, layer=layer)
+
+
+def _size(axis: Axis) -> int:
+    """Return the positions a unit sees; gates are left out where they alone see everything."""
+    return axis.length if axis.seen is None else axis.seen.size
+
+
+def _evidence(field: ReceptiveField) -> tuple[str, ...]:
+    gated = any(axis.is_gated for axis in field.axes)
+    return (f"at {field.layer}" + (", gates left out" if gated else ""),)
+
+
+def _by_axes(numbers: list[int]) -> str:
+    return " x ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
+
+
+@dataclass(frozen=True, repr=False)
+class FieldSize(Measured):
+    """The receptive field: how many input positions a unit sees, along each axis of the image.
+
+    Attributes:
+        layer: Path of a module; None for the last layer whose units stand at places of the image.
+
+    Examples:
+        >>> FieldSize(at_least=45).title
+        'receptive field'
+    """
+
+    kind: ClassVar[str] = "receptive_field"
+    lowest: ClassVar[int | None] = 1
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_layer(self.layer)
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "receptive field" + (f" of {self.layer}" if self.layer else "")
+
+    def measure(self, subject: Subject) -> Measure:
+        """Return its size along each axis."""
+        field = _measured(subject, self.layer)
+        sizes = [_size(axis) for axis in field.axes]
+        return Measure(tuple(sizes), _evidence(field), _by_axes(sizes))
+
+
+@dataclass(frozen=True, repr=False)
+class CoversInput(Rule):
+    """The receptive field is at least as large as the image, along each axis.
+
+    Attributes:
+        layer: Path of a module; None for the last layer whose units stand at places of the image.
+
+    Examples:
+        >>> CoversInput().required
+        'at least the image'
+    """
+
+    kind: ClassVar[str] = "covers_input"
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_layer(self.layer)
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "receptive field" + (f" of {self.layer}" if self.layer else "")
+
+    @property
+    def required(self) -> str:
+        """What it asks for, in words."""
+        return "at least the image"
+
+    def find(self, subject: Subject) -> Finding:
+        """Return whether it is so large."""
+        field = _measured(subject, self.layer)
+        sizes = [_size(axis) for axis in field.axes]
+        margin = min(size - axis.length for size, axis in zip(sizes, field.axes, strict=True))
+        said = f"{_by_axes(sizes)} of {_by_axes([axis.length for axis in field.axes])}"
+        return self.finding(margin >= 0, said, margin=margin, evidence=_evidence(field))
+
+
+@dataclass(frozen=True, repr=False)
+class FieldAtPools(Measured):
+    """The receptive field of what each pool reads.
+
+    An absolute size counts in input positions. A stage-local size counts from the output of the
+    pool before in cells of that output; for the first pool it is the absolute size.
+
+    Attributes:
+        counted: ``"stage"`` for stage-local sizes, ``"image"`` for absolute ones.
+        pools: ``"max"`` for max-pools, ``"every"`` for every pool with a window.
+
+    Examples:
+        >>> FieldAtPools(one_of=(7, 9), counted="stage").required
+        '7 or 9'
+    """
+
+    kind: ClassVar[str] = "field_at_pools"
+    lowest: ClassVar[int | None] = 1
+    counted: str = "stage"
+    pools: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("counted", self.counted, ("stage", "image"))
+        check_choice("pools", self.pools, ("max", "every"))
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        which = "max-pools" if self.pools == "max" else "pools"
+        how = ", stage-local" if self.counted == "stage" else ""
+        return f"receptive field at the {which}{how}"
+
+    def measure(self, subject: Subject) -> Measure:
+        """Return the size at each pool, along each axis."""
+        live = {step.name for step in subject.evaluation.steps if subject.evaluation.is_live(step)}
+        rows = [row for row in subject.sheet.pools if row.name in live and self._is_meant(row)]
+        unknown = subject.graph.unknown
+        if unknown:
+            raise CannotTellError(f"nobody has described {listed(unknown)}")
+        if not rows:
+            return Measure((), said="no such pool runs")
+        values: list[int] = []
+        said: list[str] = []
+        evidence: list[str] = []
+        for row in rows:
+            local = [self._local(row, axis) for axis in row.axes]
+            whole = [_size(axis) for axis in row.axes]
+            mine = local if self.counted == "stage" else whole
+            values += mine
+            said.append(_by_axes(mine))
+            mark = "" if all(map(self.limits.allow, mine)) else ", which breaks the rule"
+            evidence.append(
+                f"{row.name}: stage-local {_by_axes(local)}, absolute {_by_axes(whole)}{mark}"
+            )
+        return Measure(tuple(values), tuple(evidence), ", ".join(said))
+
+    def _is_meant(self, row: LayerField) -> bool:
+        return self.pools == "every" or row.op in _MAX_POOLS
+
+    def _local(self, row: LayerField, axis: Axis) -> int:
+        if axis.stage is None:
+            if self.counted == "image":
+                return _size(axis)
+            raise CannotTellError(f"{row.name}: the ways that meet before it differ in their stage")
+        return axis.stage.size

@@ -1,0 +1,223 @@
+"""Which kind of layer an operation is: told from what it does, not from what it is called."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from constrained_cnn.constraints._steps import Step
+from constrained_cnn.errors import InvalidInputError, closest
+
+_ACTIVATIONS = frozenset(
+    """
+    celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid
+    mish prelu relu relu6 rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink
+    threshold
+    """.split()  # noqa: SIM905
+)
+_NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
+_CLAMPS = ("clamp", "clamp_min", "clip")
+DROPOUTS: Mapping[str, str] = {
+    "dropout": "elementwise",
+    "dropout1d": "channel",
+    "dropout2d": "channel",
+    "dropout3d": "channel",
+    "feature_dropout": "channel",
+    "alpha_dropout": "alpha",
+    "feature_alpha_dropout": "channel alpha",
+    "scaled_dot_product_attention": "attention",
+    "multi_head_attention_forward": "attention",
+    "lstm": "recurrent",
+    "gru": "recurrent",
+    "rnn_tanh": "recurrent",
+    "rnn_relu": "recurrent",
+}
+# What a tensor goes through unchanged.
+MOVES = frozenset(
+    """
+    alias clone contiguous detach double float half lift_fresh_copy bfloat16 to type _to_copy
+    """.split()  # noqa: SIM905
+)
+
+# Words that people use, for the sake of the error.
+_SHORT = {
+    "bn": "batch_norm",
+    "gn": "group_norm",
+    "ln": "layer_norm",
+    "drop": "dropout",
+    "gap": "global_average_pool",
+    "fc": "fully_connected",
+    "dense": "fully_connected",
+    "linear": "fully_connected",
+    "convolution": "conv",
+    "maxpool": "max_pool",
+    "avgpool": "avg_pool",
+    "batchnorm": "batch_norm",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution or pool slides, along each axis of the image.
+
+    Attributes:
+        kernel: Its taps.
+        stride: Cells from one place to the next.
+        padding: Cells before the first.
+        dilation: Cells from tap to tap.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def window_of(step: Step) -> Window | None:
+    """Return the window of a convolution or pool; None for what slides none of a fixed size."""
+    axes = re.fullmatch(r"(?:conv|conv_transpose|max_pool|avg_pool|lp_pool)([123])d", step.op)
+    if step.op == "linear":
+        places = (1,) * (len(step.before) - 1)
+        return Window(places, places, (0,) * len(places), places)
+    if axes is None:
+        return None
+    count = int(axes[1])
+    kernel = _spread(step.settings.get("kernel_size"), count)
+    stride = step.settings.get("stride") or (kernel if "pool" in step.op else 1)
+    dilation = _spread(step.settings.get("dilation") or 1, count)
+    padding = step.settings.get("padding") or 0
+    if padding == "same":
+        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    elif padding == "valid":
+        padding = 0
+    return Window(kernel, _spread(stride, count), _spread(padding, count), dilation)
+
+
+def _spread(value: object, count: int) -> tuple[int, ...]:
+    given = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return given * count if len(given) == 1 else given
+
+
+def is_conv(step: Step) -> bool:
+    """Return whether a step is a convolution; a linear layer at each place of an image is 1x1."""
+    if step.op == "linear":
+        return step.weighted and _places(step) > 1
+    return re.fullmatch(r"conv[123]d", step.op) is not None
+
+
+def _places(step: Step) -> int:
+    return math.prod(step.before[:-1])
+
+
+def is_weighted_product(step: Step) -> bool:
+    """Return whether a step is a convolution, transposed or not, or a linear layer."""
+    return is_conv(step) or is_fully_connected(step) or step.op.startswith("conv_transpose")
+
+
+def is_fully_connected(step: Step) -> bool:
+    """Return whether a step multiplies one vector for each sample by a weight."""
+    if step.op in ("linear", "matmul", "mm", "bmm", "baddbmm", "einsum"):
+        return step.weighted and _places(step) == 1
+    return False
+
+
+def channels(step: Step) -> tuple[int, int]:
+    """Return the channels a convolution is given and those it makes."""
+    axis = -1 if step.op == "linear" else 0
+    return step.before[axis], step.after[axis]
+
+
+def _is_depthwise(step: Step) -> bool:
+    groups = step.settings.get("groups") or 1
+    return is_conv(step) and step.op != "linear" and groups == channels(step)[0] > 1
+
+
+def _is_dilated(step: Step) -> bool:
+    window = window_of(step) if is_conv(step) else None
+    return window is not None and any(
+        d > 1 and k > 1 for d, k in zip(window.dilation, window.kernel, strict=True)
+    )
+
+
+def _is_strided(step: Step) -> bool:
+    window = window_of(step) if is_conv(step) or _is_pool(step) else None
+    return window is not None and any(stride > 1 for stride in window.stride)
+
+
+def _pools(step: Step, *kinds: str) -> bool:
+    """Whether a step pools in one of some ways; a window of one cell that steps by one does not."""
+    found = re.fullmatch(rf"(adaptive_)?({'|'.join(kinds)})_pool[123]d", step.op)
+    return found is not None and step.before != step.after
+
+
+def _is_pool(step: Step) -> bool:
+    return _pools(step, "max", "avg", "lp")
+
+
+def _is_relu(step: Step) -> bool:
+    if step.op in _CLAMPS:
+        return step.settings.get("min") == 0 and step.settings.get("max") is None
+    return step.op == "relu"
+
+
+def dropout_p(step: Step) -> float | None:
+    """Return the probability with which a step drops; None if it is no dropout, or is off."""
+    if step.op not in DROPOUTS:
+        return None
+    settings = step.settings
+    if DROPOUTS[step.op] in ("attention", "recurrent"):
+        p = settings.get("dropout_p", settings.get("dropout")) or None
+    else:
+        p = settings.get("p", 0.5)
+    on = settings.get("training", settings.get("train", True))
+    return float(p) if on and isinstance(p, int | float) else None
+
+
+def is_dropout(step: Step) -> bool:
+    """Return whether a step drops anything."""
+    return bool(dropout_p(step))
+
+
+KINDS: Mapping[str, Callable[[Step], bool]] = {
+    "conv": is_conv,
+    "depthwise": _is_depthwise,
+    "dilated": _is_dilated,
+    "strided": _is_strided,
+    "transposed_conv": lambda step: step.op.startswith("conv_transpose"),
+    "fully_connected": is_fully_connected,
+    "max_pool": lambda step: _pools(step, "max"),
+    "avg_pool": lambda step: _pools(step, "avg"),
+    "pool": _is_pool,
+    "batch_norm": lambda step: step.op == "batch_norm",
+    "group_norm": lambda step: step.op == "group_norm",
+    "instance_norm": lambda step: step.op == "instance_norm",
+    "layer_norm": lambda step: step.op == "layer_norm",
+    "norm": lambda step: step.op in _NORMS,
+    "relu": _is_relu,
+    "activation": lambda step: step.op in _ACTIVATIONS or _is_relu(step),
+    "softmax": lambda step: step.op in ("softmax", "log_softmax", "softmin"),
+    "dropout": is_dropout,
+}
+GLOBAL_AVERAGE_POOL = "global_average_pool"
+WORDS = (*KINDS, GLOBAL_AVERAGE_POOL)
+
+
+def check_word(name: str, word: object, words: tuple[str, ...] = WORDS) -> str:
+    """Return ``word`` if it names a kind of layer; raise with the nearest if not."""
+    if isinstance(word, str) and word in words:
+        return word
+    near = _SHORT.get(str(word).lower().replace(" ", "_").replace("-", "_"))
+    hint = f"; did you mean {near!r}?" if near in words else closest(str(word), words)
+    raise InvalidInputError(f"{name}={word!r}: must be one of {', '.join(words)}{hint}")
+
+
+def words_of(step: Step) -> str:
+    """Return what a step is, in words: its kernel, and what makes it special.
+
+    Examples:
+        >>> words_of(Step("conv2d", "last: conv2d", (0,), (1,), {"kernel_size": (3, 3)}))
+        '3x3 conv2d'
+    """
+    window = window_of(step)
+    kernel = "x".join(map(str, window.kernel)) if window else ""
+    return f"{kernel} {step.op}".strip()

@@ -1,0 +1,287 @@
+"""Rules on the layers that run: which, how many, dropout, padding."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from constrained_cnn.constraints._kinds import (
+    DROPOUTS,
+    channels,
+    check_word,
+    dropout_p,
+    is_conv,
+    window_of,
+)
+from constrained_cnn.constraints._measured import Measure, Measured
+from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._select import listed, select
+from constrained_cnn.constraints._steps import Course, Step
+from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.errors import (
+    InvalidInputError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_probability,
+)
+
+Cells = int | tuple[int, ...] | None
+
+
+def check_cells(name: str, value: Cells) -> Cells:
+    """Return a number of cells, or one for each axis, as it is; raise if it is neither."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        return tuple(check_integer(name, cells, minimum=0) for cells in value)
+    return check_integer(name, value, minimum=0)
+
+
+def is_of_size(found: tuple[int, ...], wanted: Cells) -> bool:
+    """Return whether cells along each axis are those wanted; None wants none in particular."""
+    if wanted is None:
+        return True
+    return found == (wanted if isinstance(wanted, tuple) else (wanted,) * len(found))
+
+
+def say_cells(cells: Cells) -> str:
+    """Return the size of a kernel in words.
+
+    Examples:
+        >>> say_cells(3), say_cells((3, 1)), say_cells(None)
+        ('3x3 ', '3x1 ', '')
+    """
+    if cells is None:
+        return ""
+    return "x".join(map(str, cells if isinstance(cells, tuple) else (cells, cells))) + " "
+
+
+@dataclass(frozen=True, repr=False)
+class Count(Measured):
+    """How many layers of a kind run.
+
+    What must be there has to count for something: a layer is counted for ``at_least`` only if an
+    output depends on it. What must not be there must not run at all: for ``at_most`` every one that
+    runs is counted, in evaluation or in training, whether it matters or not. Dropout is looked for
+    in training mode, and counts where it drops something. A module that runs twice counts twice.
+
+    Attributes:
+        layer: The kind: ``"conv"``, ``"depthwise"``, ``"dilated"``, ``"strided"``,
+            ``"transposed_conv"``, ``"fully_connected"``, ``"max_pool"``, ``"avg_pool"``,
+            ``"pool"``, ``"global_average_pool"``, ``"batch_norm"``, ``"group_norm"``,
+            ``"instance_norm"``, ``"layer_norm"``, ``"norm"``, ``"relu"``, ``"activation"``,
+            ``"softmax"`` or ``"dropout"``.
+        kernel: Of those only the ones with such a kernel, in cells.
+        stride: Only those with such a stride.
+        dilation: Only those with such a dilation.
+        bias: Only those with a bias, or without.
+        narrows: Only convolutions that make fewer channels than they are given, or that do not.
+
+    Examples:
+        >>> Count("conv", kernel=3, at_least=6, at_most=8)
+        Count(at_least=6, at_most=8, layer='conv', kernel=3)
+        >>> Count("conv", kernel=3, at_least=6, at_most=8).title
+        '3x3 conv'
+        >>> Count("max_pool", at_most=0).required
+        'none'
+    """
+
+    kind: ClassVar[str] = "count"
+    layer: str
+    kernel: Cells = None
+    stride: Cells = None
+    dilation: Cells = None
+    bias: bool | None = None
+    narrows: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_word("layer", self.layer)
+        for name in ("kernel", "stride", "dilation"):
+            object.__setattr__(self, name, check_cells(name, getattr(self, name)))
+        for name in ("bias", "narrows"):
+            if getattr(self, name) is not None:
+                check_flag(name, getattr(self, name))
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        said = f"{say_cells(self.kernel)}{self.layer}"
+        if self.stride is not None:
+            said += f", stride {say_cells(self.stride).strip()}"
+        if self.dilation is not None:
+            said += f", dilation {say_cells(self.dilation).strip()}"
+        if self.bias is not None:
+            said += " with bias" if self.bias else " without bias"
+        if self.narrows is not None:
+            said += " to fewer channels" if self.narrows else " to no fewer channels"
+        return said
+
+    def measure(self, subject: Subject) -> Measure:
+        """Return how many count, and how many run at all."""
+        found = select(subject, self.layer, self._is_meant)
+        said = str(found.fewest)
+        if found.most != found.fewest:
+            said += f" that count, {found.most} that run"
+        numbers = tuple(dict.fromkeys((found.fewest, found.most)))
+        return Measure(numbers, found.evidence, said, at_least=bool(found.open))
+
+    def find(self, subject: Subject) -> Finding:
+        """Return whether enough count and not too many run."""
+        found = self.measure(subject)
+        if not found.at_least or len(found.values) == 1:
+            return super().find(subject)
+        raise CannotTellError(f"{found.said}: {found.evidence[-1]}")
+
+    def _is_meant(self, step: Step) -> bool:
+        window = window_of(step)
+        for name in ("kernel", "stride", "dilation"):
+            wanted = getattr(self, name)
+            if wanted is None:
+                continue
+            if window is None or not is_of_size(getattr(window, name), wanted):
+                return False
+        if self.bias is not None and bool(step.settings.get("bias")) != self.bias:
+            return False
+        if self.narrows is None:
+            return True
+        given, made = channels(step)
+        return is_conv(step) and (made < given) == self.narrows
+
+
+@dataclass(frozen=True, repr=False)
+class Dropout(Rule):
+    """Every dropout that runs drops with one probability, and none drops in evaluation mode.
+
+    Where none runs it is kept; :class:`Count` asks for some.
+
+    Attributes:
+        p: The probability.
+        drops: What they drop: ``"elementwise"``, ``"channel"``, ``"alpha"``, ``"channel alpha"``,
+            ``"attention"`` or ``"recurrent"``; None for any of these.
+        off_in_evaluation: Whether one that drops in evaluation mode too breaks the rule.
+
+    Examples:
+        >>> Dropout(0.069).required
+        'every p = 0.069, off in evaluation'
+    """
+
+    kind: ClassVar[str] = "dropout"
+    p: float
+    drops: str | None = None
+    off_in_evaluation: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_probability("p", self.p)
+        if self.drops is not None:
+            check_choice("drops", self.drops, tuple(dict.fromkeys(DROPOUTS.values())))
+        check_flag("off_in_evaluation", self.off_in_evaluation)
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "dropout p"
+
+    @property
+    def required(self) -> str:
+        """What it asks for, in words."""
+        said = f"every p = {self.p:g}" + (f", {self.drops}" if self.drops else "")
+        return said + (", off in evaluation" if self.off_in_evaluation else "")
+
+    def find(self, subject: Subject) -> Finding:
+        """Return whether every one drops with that probability."""
+        every = [(step, dropout_p(step)) for step in subject.training.steps]
+        running = [(step, p) for step, p in every if p is not None]
+        still_on = [step.name for step in subject.evaluation.steps if dropout_p(step)]
+        wrong = [
+            f"{step.name}: p = {p:.10g}, {DROPOUTS[step.op]}"
+            for step, p in running
+            if p != self.p or self.drops not in (None, DROPOUTS[step.op])
+        ]
+        if self.off_in_evaluation:
+            wrong += [f"{name}: drops in evaluation mode too" for name in still_on]
+        kinds = dict.fromkeys(f"p = {p:.10g}, {DROPOUTS[step.op]}" for step, p in running)
+        measured = "; ".join(kinds) or "no dropout runs"
+        selection = select(subject, "dropout")
+        if wrong:
+            return self.finding(False, measured, evidence=tuple(wrong))
+        if selection.open:
+            raise CannotTellError(selection.open)
+        return self.finding(True, measured, evidence=selection.evidence)
+
+
+@dataclass(frozen=True, repr=False)
+class Padding(Rule):
+    """Every convolution of a kind is padded so.
+
+    Padding that an operation of its own puts around what the convolution reads counts with its own.
+
+    Attributes:
+        cells: Cells before the first along each axis; ``"same"`` for as many as keep the size where
+            the stride is 1.
+        kernel: Only convolutions with such a kernel.
+
+    Examples:
+        >>> Padding(1, kernel=3).title, Padding(1, kernel=3).required
+        ('padding of 3x3 conv', '1 each')
+    """
+
+    kind: ClassVar[str] = "padding"
+    cells: Cells | str
+    kernel: Cells = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells is None or (isinstance(self.cells, str) and self.cells != "same"):
+            raise InvalidInputError(f"cells={self.cells!r}: must be a number of cells, or 'same'")
+        if not isinstance(self.cells, str):
+            object.__setattr__(self, "cells", check_cells("cells", self.cells))
+        object.__setattr__(self, "kernel", check_cells("kernel", self.kernel))
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return f"padding of {say_cells(self.kernel)}conv"
+
+    @property
+    def required(self) -> str:
+        """What it asks for, in words."""
+        return f"{self.cells} each"
+
+    def find(self, subject: Subject) -> Finding:
+        """Return whether every one is padded so."""
+        course = subject.evaluation
+        found: dict[str, tuple[int, ...]] = {}
+        wrong = []
+        for step in course.steps:
+            window = window_of(step) if is_conv(step) and step.op != "linear" else None
+            if window is None or not is_of_size(window.kernel, self.kernel):
+                continue
+            ahead = _padded_before(course, step, len(window.kernel))
+            pads = tuple(own + more for own, more in zip(window.padding, ahead, strict=True))
+            spans = zip(window.kernel, window.dilation, strict=True)
+            same = tuple(d * (k - 1) // 2 for k, d in spans)
+            wanted = same if isinstance(self.cells, str) else self.cells
+            found[step.name] = pads
+            if not is_of_size(pads, wanted):
+                wrong.append(f"{step.name}: padding {' x '.join(map(str, dict.fromkeys(pads)))}")
+        if subject.graph.unknown and not wrong:
+            raise CannotTellError(f"nobody has described {listed(subject.graph.unknown)}")
+        kinds = dict.fromkeys(" x ".join(map(str, dict.fromkeys(pads))) for pads in found.values())
+        measured = " and ".join(sorted(kinds)) or "no such convolution runs"
+        return self.finding(not wrong, measured, evidence=tuple(wrong) or (listed(found),))
+
+
+def _padded_before(course: Course, step: Step, axes: int) -> tuple[int, ...]:
+    """Return the cells that operations of their own put before what a step reads."""
+    maker = course.makers.get(step.inputs[0]) if step.inputs else None
+    if maker is None or "pad" not in maker.op:
+        return (0,) * axes
+    pads = maker.settings.get("pad") or maker.settings.get("padding")
+    if not isinstance(pads, tuple):
+        raise CannotTellError(f"{maker.name} pads by an amount that is not known")
+    # Pairs of before and after, the last axis first.
+    before = [int(pad) for pad in pads[::2]][::-1]
+    own = (*(0,) * (axes - len(before)), *before)
+    more = _padded_before(course, maker, axes)
+    return tuple(one + other for one, other in zip(own, more, strict=True))

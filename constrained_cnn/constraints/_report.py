@@ -1,0 +1,177 @@
+"""What a check gives: a finding for each rule, as a table that can be read and as plain data."""
+
+import html
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from constrained_cnn.constraints._measured import Measured, say
+from constrained_cnn.constraints._rule import Finding
+from constrained_cnn.constraints._verdict import Verdict, all_of
+from constrained_cnn.errors import ConstraintError
+from constrained_cnn.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+SCHEMA = "constrained_cnn.report/1"
+
+_SIGNS = {Verdict.PASS: "✓ pass", Verdict.FAIL: "✗ FAIL", Verdict.CANNOT_TELL: "? cannot tell"}
+_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.CANNOT_TELL: "yellow"}
+_NOT_JUDGED = "- not judged"
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What was found of each rule.
+
+    Attributes:
+        model: Name of the network.
+        input_shapes: Shape of one sample of each input.
+        constraints: Name of the rules.
+        findings: What was found, rule by rule.
+        runs: What records were judged: seed and recipe of each, in words.
+    """
+
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    constraints: str
+    findings: tuple[Finding, ...]
+    runs: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Pass if every rule that is judged passes, fail if one fails, else cannot tell."""
+        return all_of(finding.verdict for finding in self.findings if finding.judged)
+
+    @property
+    def ok(self) -> bool | None:
+        """True, False, or None if it cannot be told."""
+        return self.verdict.ok
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """The findings of the rules that are broken."""
+        return self._of(Verdict.FAIL)
+
+    @property
+    def unclear(self) -> tuple[Finding, ...]:
+        """The findings of the rules of which it cannot be told."""
+        return self._of(Verdict.CANNOT_TELL)
+
+    def _of(self, verdict: Verdict) -> tuple[Finding, ...]:
+        return tuple(one for one in self.findings if one.judged and one.verdict is verdict)
+
+    def raise_if_failed(self) -> None:
+        """Raise if a rule is broken, or if of one it cannot be told.
+
+        Raises:
+            ConstraintError: With what is broken, and the evidence.
+        """
+        if not self.ok:
+            raise ConstraintError(self.explain(), report=self)
+
+    def explain(self) -> str:
+        """Return in words what is broken, and of what it cannot be told, with the evidence."""
+        lines = [self.summary()]
+        for finding in (*self.failed, *self.unclear):
+            sign = _SIGNS[finding.verdict].split()[0]
+            lines.append(
+                f"{sign} {finding.rule.label}: required {finding.required}; measured "
+                f"{finding.measured}{_excess(finding)}"
+            )
+            lines += [f"    {said}" for said in finding.evidence]
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """Return in one line how many rules are kept."""
+        judged = [finding for finding in self.findings if finding.judged]
+        kept = sum(finding.verdict is Verdict.PASS for finding in judged)
+        parts = [f"{kept} of {len(judged)} rules kept"]
+        parts += [f"{len(self.failed)} broken"] if self.failed else []
+        parts += [f"{len(self.unclear)} cannot be told"] if self.unclear else []
+        aside = len(self.findings) - len(judged)
+        parts += [f"{aside} on a run, not judged without its record"] if aside else []
+        return f"{self.model}: {', '.join(parts)} ({self.constraints})"
+
+    def table(self, *, evidence: bool = True) -> Table:
+        """Return a row for each rule.
+
+        Args:
+            evidence: Whether what a verdict rests on is a column.
+        """
+        columns = ("<verdict", "<rule", "<required", "<measured", "margin")
+        rows = tuple(_row(finding, evidence) for finding in self.findings)
+        shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.input_shapes)
+        runs = f", {', '.join(self.runs)}" if self.runs else ""
+        return Table(
+            (*columns, "<evidence") if evidence else columns,
+            rows,
+            title=f"{self.model} on {shapes}{runs}: rules {self.constraints}",
+            may_go=("margin",),
+            colours=tuple(_colour(finding) for finding in self.findings),
+        )
+
+    def __repr__(self) -> str:
+        return f"Report({self.summary()})"
+
+    def __str__(self) -> str:
+        return f"{self.table(evidence=False)}\n\n{self.explain()}"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        yield self.table(evidence=False)
+        yield from map(Text, self._told())
+
+    def _told(self) -> Iterator[str]:
+        yield self.explain()
+
+    def _repr_html_(self) -> str:
+        return f"{self.table().to_html()}<p>{html.escape(self.summary())}</p>"
+
+    def to_markdown(self) -> str:
+        """Return the table with its evidence in Markdown, as a comment on a change shows it."""
+        table = self.table()
+        return f"**{table.title}**\n\n{table.to_markdown()}\n{self.summary()}\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, with the version of the schema."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "constraints": self.constraints,
+            "runs": list(self.runs),
+            "verdict": self.verdict.value,
+            "ok": self.ok,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+
+def _row(finding: Finding, evidence: bool) -> tuple[str, ...]:
+    sign = _SIGNS[finding.verdict] if finding.judged else _NOT_JUDGED
+    cells = (sign, finding.rule.label, finding.required, finding.measured, _margin(finding))
+    return (*cells, "; ".join(finding.evidence)) if evidence else cells
+
+
+def _colour(finding: Finding) -> str:
+    return _COLOURS[finding.verdict] if finding.judged else "dim"
+
+
+def _margin(finding: Finding) -> str:
+    if finding.margin is None:
+        return ""
+    unit = finding.rule.unit if isinstance(finding.rule, Measured) else ""
+    number = finding.margin
+    return ("+" if number > 0 else "") + say(number, unit)
+
+
+def _excess(finding: Finding) -> str:
+    margin = _margin(finding)
+    return f" ({margin})" if margin.startswith("-") else ""

@@ -1,0 +1,312 @@
+"""What a rule is, and how rules are joined: plain data that can be asked for a verdict."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._verdict import Verdict, all_of, any_of
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one rule.
+
+    Attributes:
+        rule: The rule.
+        verdict: Pass, fail or cannot tell.
+        required: What it asks for, in words.
+        measured: What is there, in words.
+        margin: By how much it is kept, in the unit of what is measured; negative by how much it is
+            broken; None where nothing is counted.
+        evidence: What the verdict rests on; names the layers.
+        judged: Whether it counts; False for a rule on a run without the record of one.
+        parts: What was found of the rules it is made of.
+    """
+
+    rule: "Rule"
+    verdict: Verdict
+    required: str
+    measured: str
+    margin: float | None = None
+    evidence: tuple[str, ...] = ()
+    judged: bool = True
+    parts: tuple["Finding", ...] = ()
+
+    @property
+    def ok(self) -> bool | None:
+        """True, False, or None if it cannot be told."""
+        return self.verdict.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "rule": self.rule.to_dict(),
+            "label": self.rule.label,
+            "verdict": self.verdict.value,
+            "judged": self.judged,
+            "required": self.required,
+            "measured": self.measured,
+            "margin": self.margin,
+            "evidence": list(self.evidence),
+            "parts": [part.to_dict() for part in self.parts],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rule(abc.ABC):
+    """A rule: small, frozen, and judged on what runs.
+
+    A rule of your own is a frozen dataclass that derives from this class (or from :class:`Measured`
+    if it puts limits to a number), sets ``kind`` and has ``title``, ``required`` and ``find``.
+    Rules join by ``&``, ``|`` and ``~``.
+
+    Attributes:
+        kind: What it is called in a file.
+        of_run: Whether it is on the record of a run, and not on the network.
+        name: What it is called in a report, such as ``"R1"``; unique within
+            :class:`Constraints` if it is given.
+    """
+
+    kind: ClassVar[str] = ""
+    of_run: ClassVar[bool] = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InvalidInputError(f"name={self.name!r}: must be a text")
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """What it is about, in a few words."""
+
+    @property
+    @abc.abstractmethod
+    def required(self) -> str:
+        """What it asks for, in words."""
+
+    @abc.abstractmethod
+    def find(self, subject: Subject) -> Finding:
+        """Return what is found; may raise :class:`CannotTellError`, or an error of the library."""
+
+    @property
+    def label(self) -> str:
+        """Name and title."""
+        return f"{self.name} {self.title}" if self.name else self.title
+
+    @final
+    def judge(self, subject: Subject) -> Finding:
+        """Return the verdict and what it rests on. What cannot be measured is no error.
+
+        Args:
+            subject: The network, and the records of its runs.
+        """
+        if self.of_run and not subject.runs:
+            said = "no record of a run"
+            return Finding(self, Verdict.CANNOT_TELL, self.required, said, judged=False)
+        try:
+            return self.find(subject)
+        except (CannotTellError, ConstrainedCNNError) as error:
+            why = reason_of(error)
+            return Finding(self, Verdict.CANNOT_TELL, self.required, "cannot tell", evidence=(why,))
+
+    def finding(
+        self,
+        verdict: Verdict | bool,
+        measured: str,
+        *,
+        margin: float | None = None,
+        evidence: tuple[str, ...] = (),
+    ) -> Finding:
+        """Return a finding of this rule.
+
+        Args:
+            verdict: A verdict; True stands for pass and False for fail.
+            measured: What is there, in words.
+            margin: By how much it is kept.
+            evidence: What it rests on.
+        """
+        if isinstance(verdict, bool):
+            verdict = Verdict.PASS if verdict else Verdict.FAIL
+        return Finding(self, verdict, self.required, measured, margin, evidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rule as plain data, as a file holds it: what is not at its default."""
+        content: dict[str, Any] = {"rule": self.kind}
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if value != part.default:
+                content[part.name] = _plain(value)
+        return content
+
+    def __repr__(self) -> str:
+        given = {
+            part.name: getattr(self, part.name)
+            for part in dataclasses.fields(self)
+            if getattr(self, part.name) != part.default
+        }
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"{type(self).__name__}({said})"
+
+    def __and__(self, other: "Rule") -> "AllOf":
+        return AllOf((self, other))
+
+    def __or__(self, other: "Rule") -> "AnyOf":
+        return AnyOf((self, other))
+
+    def __invert__(self) -> "Not":
+        return Not(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rule):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+@dataclass(frozen=True, repr=False)
+class _Joined(Rule):
+    """Rules judged together.
+
+    Attributes:
+        of: The rules.
+    """
+
+    of: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = tuple(self.of) if isinstance(self.of, list | tuple) else ()
+        if not rules or not all(isinstance(rule, Rule) for rule in rules):
+            raise InvalidInputError(f"of={self.of!r}: must be a list of at least one rule")
+        object.__setattr__(self, "of", rules)
+
+    @property
+    def required(self) -> str:
+        """What it asks for, in words."""
+        return "; ".join(f"{rule.label}: {rule.required}" for rule in self.of)
+
+    def _joined(self, subject: Subject, verdict: Verdict, parts: tuple[Finding, ...]) -> Finding:
+        return Finding(
+            self,
+            verdict,
+            self.required,
+            "; ".join(f"{part.rule.label}: {part.measured}" for part in parts),
+            evidence=tuple(
+                f"{part.rule.label} ({part.verdict.value}): {said}"
+                for part in parts
+                for said in part.evidence or (part.measured,)
+            ),
+            judged=_counts(verdict, parts),
+            parts=parts,
+        )
+
+
+def _counts(verdict: Verdict, parts: tuple[Finding, ...]) -> bool:
+    """Whether a verdict stands without the parts that could not be judged for want of a record."""
+    unclear = [part for part in parts if part.verdict is Verdict.CANNOT_TELL]
+    return verdict is not Verdict.CANNOT_TELL or any(part.judged for part in unclear)
+
+
+@dataclass(frozen=True, repr=False)
+class AllOf(_Joined):
+    """Every one of some rules holds.
+
+    Attributes:
+        of: The rules.
+
+    Examples:
+        >>> from constrained_cnn.constraints import Count, Parameters
+        >>> (Parameters(at_most=20_000) & Count("dropout", at_least=1)).required
+        'parameters: at most 20,000; dropout: at least 1'
+    """
+
+    kind: ClassVar[str] = "all"
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "all of"
+
+    def find(self, subject: Subject) -> Finding:
+        """Return pass if every one passes, fail if one fails."""
+        parts = tuple(rule.judge(subject) for rule in self.of)
+        return self._joined(subject, all_of(part.verdict for part in parts), parts)
+
+
+@dataclass(frozen=True, repr=False)
+class AnyOf(_Joined):
+    """At least one of some rules holds.
+
+    Attributes:
+        of: The rules.
+
+    Examples:
+        >>> from constrained_cnn.constraints import Count
+        >>> (Count("batch_norm", at_least=1) | Count("group_norm", at_least=1)).title
+        'any of'
+    """
+
+    kind: ClassVar[str] = "any"
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "any of"
+
+    def find(self, subject: Subject) -> Finding:
+        """Return pass if one passes, fail if every one fails."""
+        parts = tuple(rule.judge(subject) for rule in self.of)
+        return self._joined(subject, any_of(part.verdict for part in parts), parts)
+
+
+@dataclass(frozen=True, repr=False)
+class Not(Rule):
+    """A rule does not hold.
+
+    Attributes:
+        of: The rule.
+
+    Examples:
+        >>> from constrained_cnn.constraints import Count
+        >>> (~Count("max_pool", at_least=1)).required
+        'not: max_pool at least 1'
+    """
+
+    kind: ClassVar[str] = "not"
+    of: Rule
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.of, Rule):
+            raise InvalidInputError(f"of={self.of!r}: must be a rule")
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return f"not {self.of.label}"
+
+    @property
+    def required(self) -> str:
+        """What it asks for, in words."""
+        return f"not: {self.of.title} {self.of.required}"
+
+    def find(self, subject: Subject) -> Finding:
+        """Return the opposite of what is found of the rule."""
+        part = self.of.judge(subject)
+        return Finding(
+            self,
+            ~part.verdict,
+            self.required,
+            part.measured,
+            None if part.margin is None else -part.margin,
+            part.evidence,
+            part.judged,
+            (part,),
+        )
