@@ -82,6 +82,8 @@ class RunRecord:
         history: One row per epoch.
         weights_sha256: Checksum of the run's weight file; None if the run is not finished.
         environment: Versions, hardware, threads, commit, date.
+        report: What was found of the recipe's rules, as
+            :meth:`constrained_cnn.constraints.Report.to_dict` gives it; None where it has none.
     """
 
     recipe: str
@@ -98,6 +100,7 @@ class RunRecord:
     history: Sequence[Mapping[str, Any]] = ()
     weights_sha256: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] | None = None
 
     @property
     def test_accuracy(self) -> float | None:

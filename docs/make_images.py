@@ -26,11 +26,13 @@ def main() -> None:
     graph = replace(trace(model, (1, 28, 28)), model="mnist_12k")
     budget = measure_budget(graph)
     torch.manual_seed(0)
+    source = replace(trace(create_model("mnist_12k_source"), (1, 28, 28)), model="mnist_12k_source")
     used = effective_receptive_field(model, (1, 28, 28), images=test.images[:32] / 255 - 0.13)
     figures = {
         "receptive-field": plots.receptive_field_growth(
             measure_receptive_field(graph), image=image
         ),
+        "source-field": plots.receptive_field_growth(measure_receptive_field(source)),
         "layer-costs": plots.layer_costs(budget),
         "memory": plots.memory_timeline(budget),
         "effective-field": plots.effective_field(used),

@@ -1,6 +1,7 @@
 """The command line: ``constrained-cnn`` and ``python -m constrained_cnn``.
 
-Exit status: 0 done, 1 a proof failed, 2 cannot run or not in full, 130 stopped by Ctrl-C. Nothing
+Exit status: 0 done, 1 a rule is broken or a proof failed, 2 cannot run, or tell, or not in full,
+130 stopped by Ctrl-C. Nothing
 heavy is imported until a command needs it, so ``--help`` answers at once.
 """
 
@@ -10,7 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from constrained_cnn.cli._diff import add_diff_command
 from constrained_cnn.cli._networks import add_network_commands
+from constrained_cnn.cli._rules import add_check_command
 from constrained_cnn.cli._runs import add_run_commands
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_INTERRUPTED
 from constrained_cnn.errors import ConstrainedCNNError
@@ -67,4 +70,6 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_run_commands(commands)
     add_network_commands(commands)
+    add_check_command(commands)
+    add_diff_command(commands)
     return parser

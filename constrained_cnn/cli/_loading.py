@@ -1,21 +1,30 @@
 """Find the network that a word of the command line names, and run what its author wrote."""
 
+import argparse
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from constrained_cnn.errors import InvalidInputError, TracingError, closest
+from constrained_cnn.errors import (
+    ConstrainedCNNError,
+    InvalidInputError,
+    TracingError,
+    closest,
+)
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from constrained_cnn.graph import Graph
 
 
 @contextmanager
@@ -159,3 +168,32 @@ def _say(error: BaseException, place: Path) -> str:
     if not own or isinstance(error, SyntaxError):  # which says its line itself
         return said
     return f"{said} ({file}, line {own[-1]})"
+
+
+def traced(model: "nn.Module", name: str, options: argparse.Namespace) -> "Graph":
+    """Return the graph of a network under the name it was asked for.
+
+    Raises:
+        TracingError: If it cannot be traced.
+    """
+    from constrained_cnn.tracing import trace
+
+    may_be_unknown: bool | None = getattr(options, "allow_unknown", None)
+    inputs = options.input
+    try:
+        graph = trace(model, inputs=inputs, strict=not may_be_unknown)
+    except TracingError as error:
+        if may_be_unknown is False and _only_unknown(model, inputs):
+            raise TracingError(f"{error}; or go on without it: --allow-unknown") from error
+        raise
+    return replace(graph, model=name)
+
+
+def _only_unknown(model: "nn.Module", inputs: Sequence[tuple[int, ...]]) -> bool:
+    """Whether nothing but operations that nobody has described is in the way."""
+    from constrained_cnn.tracing import trace
+
+    try:
+        return bool(trace(model, inputs=inputs, strict=False).unknown)
+    except ConstrainedCNNError:
+        return False

@@ -3,45 +3,42 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from constrained_cnn.cli._layers import layer_table
-from constrained_cnn.cli._loading import opened
-from constrained_cnn.cli._options import check_pictures, count, shape
+from constrained_cnn.cli._loading import opened, traced
+from constrained_cnn.cli._options import (
+    MODEL_HELP,
+    add_formats,
+    add_model,
+    check_pictures,
+    count,
+)
+from constrained_cnn.cli._printing import show
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_FAILED
-from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, TracingError
+from constrained_cnn.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from constrained_cnn.budget import Change
-    from constrained_cnn.graph import Graph
     from constrained_cnn.proof import FieldProof
     from constrained_cnn.receptive_field import ReceptiveField
 
-_MODEL = """
-MODEL is a model of the package (mnist_12k), MODULE:FACTORY (such as torchvision.models:resnet18)
-or FILE.py:FACTORY. The factory is a class or function that takes no arguments and gives a
-torch.nn.Module, or such a module itself. To find it, its file is run.
-"""
-
 
 def add_network_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``summary``, ``budget``, ``rf`` and ``diff``."""
+    """Add ``summary``, ``budget`` and ``rf``."""
     summary = commands.add_parser(
-        "summary", help="the familiar table of layers", description=_MODEL
+        "summary", help="the familiar table of layers", description=MODEL_HELP
     )
-    _add_model(summary)
+    add_model(summary)
     summary.add_argument("--depth", type=count, default=3, help="levels of modules (default 3)")
     summary.set_defaults(command=_summary)
 
     budget = commands.add_parser(
-        "budget", help="what a network costs: parameters, MACs, memory", description=_MODEL
+        "budget", help="what a network costs: parameters, MACs, memory", description=MODEL_HELP
     )
-    _add_model(budget)
-    _add_formats(budget)
+    add_model(budget)
+    add_formats(budget)
     budget.add_argument("--totals", action="store_true", help="leave the layers out")
     budget.add_argument(
         "--advise", action="store_true", help="what one more channel in each layer would cost"
@@ -52,10 +49,10 @@ def add_network_commands(commands: "argparse._SubParsersAction[argparse.Argument
     budget.set_defaults(command=_budget)
 
     field = commands.add_parser(
-        "rf", help="what the units of a network see: receptive fields", description=_MODEL
+        "rf", help="what the units of a network see: receptive fields", description=MODEL_HELP
     )
-    _add_model(field)
-    formats = _add_formats(field)
+    add_model(field)
+    formats = add_formats(field)
     formats.add_argument("--csv", action="store_true", help="print the course sheet as CSV")
     _add_allow_unknown(field)
     field.add_argument(
@@ -73,33 +70,6 @@ def add_network_commands(commands: "argparse._SubParsersAction[argparse.Argument
     field.add_argument("--plot", metavar="FILE", help="draw the field growing over the image")
     field.set_defaults(command=_field)
 
-    diff = commands.add_parser(
-        "diff", help="what changed from one network to another", description=_MODEL
-    )
-    diff.add_argument("old", metavar="OLD")
-    diff.add_argument("new", metavar="NEW")
-    _add_input(diff)
-    _add_formats(diff)
-    diff.set_defaults(command=_diff)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="mnist_12k, MODULE:FACTORY or FILE.py:FACTORY"
-    )
-    _add_input(parser)
-
-
-def _add_input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        type=shape,
-        action="append",
-        required=True,
-        metavar="C,H,W",
-        help="shape of one sample, channels first: 1,28,28; once for each input, in order",
-    )
-
 
 def _add_allow_unknown(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -109,13 +79,6 @@ def _add_allow_unknown(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_formats(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    formats = parser.add_mutually_exclusive_group()
-    formats.add_argument("--json", action="store_true", help="print JSON")
-    formats.add_argument("--markdown", action="store_true", help="print Markdown")
-    return formats
-
-
 def _summary(options: argparse.Namespace) -> int:
     with opened(options.model) as model:
         table = layer_table(model, *options.input, depth=options.depth)
@@ -123,37 +86,12 @@ def _summary(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _traced(model: "nn.Module", name: str, options: argparse.Namespace) -> "Graph":
-    """Return the graph of a network under the name it was asked for."""
-    from constrained_cnn.tracing import trace
-
-    may_be_unknown: bool | None = getattr(options, "allow_unknown", None)
-    inputs = options.input
-    try:
-        graph = trace(model, inputs=inputs, strict=not may_be_unknown)
-    except TracingError as error:
-        if may_be_unknown is False and _only_unknown(model, inputs):
-            raise TracingError(f"{error}; or go on without it: --allow-unknown") from error
-        raise
-    return replace(graph, model=name)
-
-
-def _only_unknown(model: "nn.Module", inputs: Sequence[tuple[int, ...]]) -> bool:
-    """Whether nothing but operations that nobody has described is in the way."""
-    from constrained_cnn.tracing import trace
-
-    try:
-        return bool(trace(model, inputs=inputs, strict=False).unknown)
-    except ConstrainedCNNError:
-        return False
-
-
 def _budget(options: argparse.Namespace) -> int:
     from constrained_cnn.budget import advise, measure_budget
 
     check_pictures([options.plot, options.plot_memory])
     with opened(options.model) as model:
-        graph = _traced(model, options.model, options)
+        graph = traced(model, options.model, options)
     budget = measure_budget(graph)
     advice = advise(graph) if options.advise else None
     if options.json:
@@ -164,9 +102,9 @@ def _budget(options: argparse.Namespace) -> int:
         if advice is not None:
             print(advice.to_markdown())
     else:
-        _show(*([] if options.totals else [budget.table()]), budget.totals())
+        show(*([] if options.totals else [budget.table()]), budget.totals())
         if advice is not None:
-            _show(advice.table())
+            show(advice.table())
     if options.plot or options.plot_memory:
         from constrained_cnn import plots
 
@@ -182,7 +120,7 @@ def _field(options: argparse.Namespace) -> int:
 
     _check_field_options(options)
     with opened(options.model) as model:
-        graph = _traced(model, options.model, options)
+        graph = traced(model, options.model, options)
         field = measure_receptive_field(graph, layer=options.layer, image=options.image)
         proof = _proof(model, field, options) if options.verify else None
     if options.json:
@@ -192,7 +130,7 @@ def _field(options: argparse.Namespace) -> int:
         sheet = field.to_markdown if options.markdown else field.to_csv
         print(sheet(options.axis), end="")
     else:
-        _show(field.table(), str(field))
+        show(field.table(), str(field))
     if proof is not None and not options.json:
         print(proof, file=sys.stderr if options.markdown or options.csv else sys.stdout)
     if options.plot:
@@ -227,62 +165,6 @@ def _proof(
 
     (shape,) = options.input
     return verify_receptive_field(model, shape, layer=options.layer, field=field)
-
-
-def _diff(options: argparse.Namespace) -> int:
-    from constrained_cnn.budget import diff, measure_budget
-
-    graphs = []
-    for name in (options.old, options.new):
-        with opened(name) as model:
-            graphs.append(_traced(model, name, options))
-    change = diff(*map(measure_budget, graphs))
-    fields, notes = _field_changes(*graphs)
-    change = replace(change, totals=(*change.totals, *fields), notes=(*change.notes, *notes))
-    if options.json:
-        print(json.dumps(change.to_dict()))
-    elif options.markdown:
-        print(change.to_markdown(), end="")
-    else:
-        _show(change.table(), *([change.layer_table()] if change.layers else []))
-    return EXIT_DONE
-
-
-def _field_changes(old: "Graph", new: "Graph") -> "tuple[list[Change], tuple[str, ...]]":
-    """Return the receptive fields before and after, or why there are none to compare."""
-    from constrained_cnn.budget import Change
-    from constrained_cnn.receptive_field import measure_receptive_field
-
-    found, notes = [], []
-    for graph in (old, new):
-        try:
-            found.append(measure_receptive_field(graph).axes)
-        except ConstrainedCNNError as error:  # the costs stand without it
-            notes.append(f"No receptive field of {graph.model}: {error}")
-    if notes:
-        return [], tuple(dict.fromkeys(notes))
-    sizes = [
-        [axis.length if axis.seen is None else axis.seen.size for axis in one] for one in found
-    ]
-    gated = any(axis.is_gated for axes in found for axis in axes)
-    name = "receptive field, gates left out" if gated else "receptive field"
-    if all(len(set(one)) == 1 for one in sizes):
-        return [Change(name, sizes[0][0], sizes[1][0])], ()
-    pairs = enumerate(zip(*sizes, strict=True))
-    return [Change(f"{name}, axis {i}", a, b) for i, (a, b) in pairs], ()
-
-
-def _show(*parts: Any) -> None:
-    """Print tables: in colour and fitted to a terminal, whole and plain to a file."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for part in parts:
-        if console.is_terminal:
-            console.print(Text(part) if isinstance(part, str) else part)
-        else:
-            print(f"{part}\n" if not isinstance(part, str) else part)
 
 
 def _say_written(path: Any) -> None:

@@ -8,6 +8,12 @@ from pathlib import Path
 
 from constrained_cnn.errors import InvalidInputError, OutputError
 
+MODEL_HELP = """
+MODEL is a model of the package (mnist_12k), MODULE:FACTORY (such as torchvision.models:resnet18)
+or FILE.py:FACTORY. The factory is a class or function that takes no arguments and gives a
+torch.nn.Module, or such a module itself. To find it, its file is run.
+"""
+
 _LARGEST_SIDE, _MOST_ELEMENTS = 10**7, 10**12
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -66,3 +72,43 @@ def check_pictures(files: Sequence[str | None]) -> None:
         raise InvalidInputError(
             f"path={named[0]!r}: is to hold two pictures; name another file for one of them"
         )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the network, and the shape of its input."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="mnist_12k, MODULE:FACTORY or FILE.py:FACTORY"
+    )
+    add_input(parser)
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the shape of its input, once for each."""
+    parser.add_argument(
+        "--input",
+        type=shape,
+        action="append",
+        required=True,
+        metavar="C,H,W",
+        help="shape of one sample, channels first: 1,28,28; once for each input, in order",
+    )
+
+
+def add_formats(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Add the forms in which it may be printed."""
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print JSON")
+    formats.add_argument("--markdown", action="store_true", help="print Markdown")
+    return formats
+
+
+def add_spec(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the rules.
+
+    Args:
+        parser: Where to.
+        what: What they are for, and where they come from if none are named.
+    """
+    parser.add_argument(
+        "--spec", metavar="RULES", help=f"{what}; a name (mnist-12k) or a TOML file"
+    )

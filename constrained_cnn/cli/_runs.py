@@ -220,10 +220,28 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
     sample = _sample(records)
     if sample is not None:
         console.print(sample)
+    _print_rules(console, records)
     if first.data["asked"] == "auto" and first.data["name"] != "mnist":
         console.print(
             f"These figures are of the {first.data['name']} set, not of MNIST.", style="bold red"
         )
+
+
+def _print_rules(console: "Console", records: "Sequence[RunRecord]") -> None:
+    """Print how many rules of the recipe are kept, and which are not."""
+    for record in records:
+        if record.report is None:
+            continue
+        seed = f", seed {record.seed}" if len(records) > 1 else ""
+        console.print(f"Rules, {record.report['summary']}{seed}", markup=False, soft_wrap=True)
+        for found in record.report["findings"]:
+            if found["judged"] and found["verdict"] != "pass":
+                said = found["measured"] if found["verdict"] == "fail" else found["evidence"][0]
+                line = (
+                    f"  {found['verdict']}: {found['label']}: {found['required']} required, {said}"
+                )
+                colour = "red" if found["verdict"] == "fail" else "yellow"
+                console.print(line, style=colour, markup=False, soft_wrap=True)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -199,7 +199,7 @@ def get_constraints(name: str) -> Constraints:
 
     Examples:
         >>> get_constraints("mnist-12k").rules[0].label
-        'R1 parameters'
+        'R1: parameters'
     """
     check_choice("constraints", name, list_constraints())
     file = resources.files("constrained_cnn.constraints") / "specs" / f"{name}.toml"

@@ -2,14 +2,13 @@
 
 import html
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from constrained_cnn.constraints._measured import Measured, say
 from constrained_cnn.constraints._rule import Finding
 from constrained_cnn.constraints._verdict import Verdict, all_of
-from constrained_cnn.errors import ConstraintError
+from constrained_cnn.errors import ConstraintError, InvalidInputError
 from constrained_cnn.table import Table
 
 if TYPE_CHECKING:
@@ -113,6 +112,32 @@ class Report:
             colours=tuple(_colour(finding) for finding in self.findings),
         )
 
+    def beside(self, old: "Report") -> Table:
+        """Return a row for each rule, with what was found of another network beside it.
+
+        Args:
+            old: What was found before, by the same rules.
+
+        Raises:
+            InvalidInputError: If the rules were others.
+        """
+        if [one.rule for one in old.findings] != [one.rule for one in self.findings]:
+            raise InvalidInputError(
+                f"old: was judged by {old.constraints!r}, and this by {self.constraints!r}; judge "
+                "both by the same rules"
+            )
+        rows = tuple(
+            (_sign(new), _sign(was), new.rule.label, new.required, was.measured, new.measured)
+            for was, new in zip(old.findings, self.findings, strict=True)
+        )
+        return Table(
+            ("<new", "<old", "<rule", "<required", "<measured, old", "<measured, new"),
+            rows,
+            title=f"Rules {self.constraints}: {old.model} -> {self.model}",
+            may_go=("required",),
+            colours=tuple(map(_colour, self.findings)),
+        )
+
     def __repr__(self) -> str:
         return f"Report({self.summary()})"
 
@@ -123,10 +148,7 @@ class Report:
         from rich.text import Text
 
         yield self.table(evidence=False)
-        yield from map(Text, self._told())
-
-    def _told(self) -> Iterator[str]:
-        yield self.explain()
+        yield Text(self.explain())
 
     def _repr_html_(self) -> str:
         return f"{self.table().to_html()}<p>{html.escape(self.summary())}</p>"
@@ -144,6 +166,7 @@ class Report:
             "input_shapes": [list(shape) for shape in self.input_shapes],
             "constraints": self.constraints,
             "runs": list(self.runs),
+            "summary": self.summary(),
             "verdict": self.verdict.value,
             "ok": self.ok,
             "findings": [finding.to_dict() for finding in self.findings],
@@ -154,9 +177,18 @@ class Report:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
 
+def _sign(finding: Finding) -> str:
+    return _SIGNS[finding.verdict] if finding.judged else _NOT_JUDGED
+
+
 def _row(finding: Finding, evidence: bool) -> tuple[str, ...]:
-    sign = _SIGNS[finding.verdict] if finding.judged else _NOT_JUDGED
-    cells = (sign, finding.rule.label, finding.required, finding.measured, _margin(finding))
+    cells = (
+        _sign(finding),
+        finding.rule.label,
+        finding.required,
+        finding.measured,
+        _margin(finding),
+    )
     return (*cells, "; ".join(finding.evidence)) if evidence else cells
 
 

@@ -95,8 +95,9 @@ class Rule(abc.ABC):
 
     @property
     def label(self) -> str:
-        """Name and title."""
-        return f"{self.name} {self.title}" if self.name else self.title
+        """Name and title, as a report has them."""
+        said_already = self.name.lower() in self.title.lower()
+        return self.title if said_already else f"{self.name}: {self.title}"
 
     @final
     def judge(self, subject: Subject) -> Finding:

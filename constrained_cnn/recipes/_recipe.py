@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from constrained_cnn.constraints import Constraints
 from constrained_cnn.data import Augmentation
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.training import TrainConfig
@@ -20,6 +21,9 @@ class Recipe:
         input_shape: Shape of one image: channels, height, width.
         augmentation: What is done to training images.
         config: How to train; its seed is replaced by the run's.
+        constraints: Rules that the network is to keep, or their name; None for none. They are
+            judged before the first step.
+        departures: Names of rules that it is known to break; any other that is broken is an error.
     """
 
     name: str
@@ -29,6 +33,8 @@ class Recipe:
     input_shape: tuple[int, int, int] = (1, 28, 28)
     augmentation: Augmentation = field(default_factory=Augmentation)
     config: TrainConfig = field(default_factory=TrainConfig)
+    constraints: Constraints | str | None = None
+    departures: tuple[str, ...] = ()
 
 
 def _mnist_12k() -> Recipe:
@@ -48,6 +54,7 @@ def _mnist_12k() -> Recipe:
             schedule_options={"pct_start": 0.2, "cycle_momentum": False},
             precise_bn=200,
         ),
+        constraints="mnist-12k",
     )
 
 
@@ -68,6 +75,8 @@ def _mnist_12k_source() -> Recipe:
             optimizer_options={"momentum": 0.9},
             schedule="constant",
         ),
+        constraints="mnist-12k",
+        departures=("R1 near", "R6 block", "R6 padding", "R7"),
     )
 
 

@@ -19,6 +19,7 @@ from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import CHECKPOINT, RECORD, run_folder, seeds_folder
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
+from constrained_cnn.recipes._rules import RulesOfARecipe
 from constrained_cnn.record import RunRecord
 from constrained_cnn.training import History, Trainer
 
@@ -69,6 +70,8 @@ def run(
         OutputError: If the folder cannot be written, or holds a run that would be lost.
         CheckpointError: If the run to resume is damaged or another.
         NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
+        ConstraintError: If the network breaks a rule of the recipe that it is not known to break;
+            nothing is written.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     seed = check_integer("seed", seed, minimum=0)
@@ -86,12 +89,14 @@ def run(
         # Not torch.manual_seed, which would set the caller's generators on every GPU too.
         torch.default_generator.manual_seed(seed)
         model = models.create_model(recipe.model)
+    rules = RulesOfARecipe.of(recipe, model)
+    rules.check_before()
     watched = sets.test if test_curve else sets.held_out
     judged_on = "validation" if held_out else "test"
     history = trainer.fit(
         model, sets.train, watched, judged_on=judged_on, folder=folder, resume=resume
     )
-    record = _record(recipe, trainer, model, sets, history)
+    record = rules.judged(_record(recipe, trainer, model, sets, history))
     if history.status == "finished":
         weights = models.save_weights(model, folder / "weights.safetensors")
         checksum = hashlib.sha256(weights.read_bytes()).hexdigest()

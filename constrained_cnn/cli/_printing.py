@@ -1,0 +1,16 @@
+"""Print tables and texts to a terminal or a file."""
+
+from typing import Any
+
+
+def show(*parts: Any) -> None:
+    """Print tables and texts: in colour and fitted to a terminal, whole and plain to a file."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for part in parts:
+        if console.is_terminal:
+            console.print(Text(part) if isinstance(part, str) else part)
+        else:
+            print(f"{part}\n" if not isinstance(part, str) else part)
