@@ -15,9 +15,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from constrained_cnn import ImageSet, RunRecord, TrainConfig, data, recipes
+from constrained_cnn import ImageSet, RunRecord, TrainConfig, check, data, models, recipes
+from constrained_cnn.constraints import Accuracy, Constraints, Count, Epochs, Parameters
 from constrained_cnn.data import Augmentation
-from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError
+from constrained_cnn.errors import (
+    CheckpointError,
+    ConstraintError,
+    InvalidInputError,
+    OutputError,
+)
 from constrained_cnn.models import _registry
 from constrained_cnn.recipes import Recipe, _recipe, _run
 
@@ -405,3 +411,63 @@ def test_seeds_of_another_experiment_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="never overwritten"):
         recipes.run_seeds("mnist-12k", [1, 0], epochs=1, **options)
     assert not (tmp_path / "seed-1").exists()
+
+
+RULES = Constraints(
+    [
+        Parameters(name="budget", at_most=1_000),
+        Count("dropout", name="dropout", at_least=1),
+        Epochs(name="epochs", exactly=EPOCHS),
+        Accuracy(name="accuracy", at_least=99.4, data="mnist"),
+    ],
+    name="for tests",
+)
+
+
+def test_a_network_that_breaks_a_rule_is_not_trained(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, constraints=RULES)
+    with pytest.raises(ConstraintError, match="before the first step") as raised:
+        run(recipe=recipe, out=tmp_path / "run")
+    message = str(raised.value)
+    assert "budget: parameters: required at most 1,000; measured 1,562 (-562)" in message
+    assert "heaviest: 3: linear 1,450" in message
+    assert "dropout: required at least 1; measured 0" in message
+    assert raised.value.report.ok is False
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_a_recipe_is_known_to_break_is_in_its_record(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, constraints=RULES, departures=("budget", "dropout"))
+    record = run(recipe=recipe, out=tmp_path / "run")
+    report = record.report
+    assert report is not None
+    verdicts = {found["rule"]["name"]: found["verdict"] for found in report["findings"]}
+    assert verdicts == {
+        "budget": "fail",
+        "dropout": "fail",
+        "epochs": "pass",
+        "accuracy": "cannot tell",  # on digits, not on MNIST
+    }
+    assert (report["ok"], report["model"]) == (False, "tiny_net")
+    assert RunRecord.load(tmp_path / "run").report == report
+    one = dataclasses.replace(recipe, departures=("budget",))
+    with pytest.raises(ConstraintError, match="dropout"):
+        run(recipe=one)
+    wrong = dataclasses.replace(recipe, departures=("bugdet",))
+    with pytest.raises(InvalidInputError, match="name='bugdet': no rule has it"):
+        run(recipe=wrong)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_recipe_without_rules_has_no_report(tmp_path: Path) -> None:
+    assert run(out=tmp_path / "run").report is None
+    with pytest.raises(InvalidInputError, match="did you mean 'mnist-12k'"):
+        run(recipe=dataclasses.replace(TINY, constraints="mnist12k"))
+
+
+def test_the_recipes_of_the_package_name_what_they_depart_from() -> None:
+    for name in ("mnist-12k", "mnist-12k-source"):
+        recipe = recipes.get_recipe(name)
+        report = check(models.create_model(recipe.model), recipe.input_shape, recipe.constraints)
+        assert {found.rule.name for found in report.failed} == set(recipe.departures)

@@ -1,7 +1,7 @@
 """Constraints: rules under a name."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ class Constraints:
         ['parameters', 'dropout']
     """
 
-    rules: tuple[Rule, ...]
+    rules: Sequence[Rule]
     name: str = "rules"
     about: str = ""
 
@@ -56,7 +56,7 @@ class Constraints:
 
     def __add__(self, other: "Constraints | Rule") -> "Constraints":
         """Return these rules and others; one that has the name of an earlier one replaces it."""
-        more = (other,) if isinstance(other, Rule) else other.rules
+        more = (other,) if isinstance(other, Rule) else tuple(other.rules)
         named = {rule.name: rule for rule in more if rule.name}
         kept = tuple(named.pop(rule.name, rule) if rule.name else rule for rule in self.rules)
         new = tuple(rule for rule in more if not rule.name or rule.name in named)

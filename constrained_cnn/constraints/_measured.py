@@ -57,7 +57,7 @@ class Measured(Rule):
     at_least: Number | None = None
     at_most: Number | None = None
     exactly: Number | None = None
-    one_of: tuple[Number, ...] = ()
+    one_of: Sequence[Number] = ()
     near: Number | None = None
     within: Number | None = None
 
@@ -148,7 +148,7 @@ class Limits:
     at_least: Number | None = None
     at_most: Number | None = None
     exactly: Number | None = None
-    one_of: tuple[Number, ...] = ()
+    one_of: Sequence[Number] = ()
     near: Number | None = None
     within: Number | None = None
 

@@ -52,7 +52,7 @@ class BlockOrder(Rule):
     """
 
     kind: ClassVar[str] = "block_order"
-    order: tuple[str, ...]
+    order: Sequence[str]
     kernel: Cells = None
     but_last: bool = True
 
@@ -145,7 +145,7 @@ class CleanPrediction(Rule):
     """
 
     kind: ClassVar[str] = "clean_prediction"
-    avoid: tuple[str, ...] = ("activation", "norm", "dropout")
+    avoid: Sequence[str] = ("activation", "norm", "dropout")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -179,7 +179,7 @@ class _Joined(Rule):
         of: The rules.
     """
 
-    of: tuple[Rule, ...]
+    of: Sequence[Rule]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -152,8 +152,8 @@ class Normalisation(Rule):
 
     kind: ClassVar[str] = "normalisation"
     of_run: ClassVar[bool] = True
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
     data: str | None = None
     within: float = 5e-5
 
