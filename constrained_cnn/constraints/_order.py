@@ -1,6 +1,7 @@
 """Rules on what follows what: blocks, stages, and the way to the output."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
