@@ -12,6 +12,7 @@ _MODULES = (
     "blocks",
     "budget",
     "cli",
+    "constraints",
     "data",
     "errors",
     "graph",
@@ -21,19 +22,23 @@ _MODULES = (
     "receptive_field",
     "recipes",
     "record",
+    "sizing",
     "study",
     "table",
     "tracing",
     "training",
 )
 _NAMES = {
+    "Constraints": "constraints",
     "ImageSet": "data",
     "RunRecord": "record",
     "Sample": "study",
     "TrainConfig": "training",
     "Trainer": "training",
+    "check": "constraints",
     "create_model": "models",
     "effective_receptive_field": "proof",
+    "fit_widths": "sizing",
     "fold_bn": "budget",
     "list_models": "models",
     "measure_budget": "budget",
@@ -44,6 +49,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "Constraints",
     "ImageSet",
     "RunRecord",
     "Sample",
@@ -52,11 +58,14 @@ __all__ = [
     "__version__",
     "blocks",
     "budget",
+    "check",
     "cli",
+    "constraints",
     "create_model",
     "data",
     "effective_receptive_field",
     "errors",
+    "fit_widths",
     "fold_bn",
     "graph",
     "list_models",
@@ -69,6 +78,7 @@ __all__ = [
     "recipes",
     "record",
     "register_op",
+    "sizing",
     "study",
     "table",
     "trace",
@@ -82,6 +92,7 @@ if TYPE_CHECKING:
         blocks,
         budget,
         cli,
+        constraints,
         data,
         errors,
         graph,
@@ -91,17 +102,20 @@ if TYPE_CHECKING:
         receptive_field,
         recipes,
         record,
+        sizing,
         study,
         table,
         tracing,
         training,
     )
     from constrained_cnn.budget import fold_bn, measure_budget
+    from constrained_cnn.constraints import Constraints, check
     from constrained_cnn.data import ImageSet
     from constrained_cnn.models import create_model, list_models
     from constrained_cnn.proof import effective_receptive_field, verify_receptive_field
     from constrained_cnn.receptive_field import measure_receptive_field
     from constrained_cnn.record import RunRecord
+    from constrained_cnn.sizing import fit_widths
     from constrained_cnn.study import Sample
     from constrained_cnn.tracing import register_op, trace
     from constrained_cnn.training import TrainConfig, Trainer

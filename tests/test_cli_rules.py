@@ -72,14 +72,14 @@ def test_a_network_that_breaks_one_says_where(capsys: Captured) -> None:
     Path("rules.toml").write_text(SPEC.replace("400", "300"), encoding="utf-8")
     assert judge("nets.py:Small", "--spec", "rules.toml") == 1
     out = capsys.readouterr().out
-    assert "✗ budget: parameters: required at most 300; measured 388 (-88)" in out
+    assert "✗ budget: parameters, required at most 300, measured 388 (88 over)" in out
     assert "heaviest: 3: conv2d 292 (75 %), 0: conv2d 80 (21 %), 1: batch_norm 16 (4 %)" in out
 
 
 def test_what_nobody_has_described_cannot_be_told(capsys: Captured) -> None:
     Path("odd.toml").write_text('[[rules]]\nrule = "macs"\nat_most = 10_000_000\n')
     assert judge("nets.py:Odd", "--spec", "odd.toml") == 2
-    assert "? MACs: required at most 10,000,000" in capsys.readouterr().out
+    assert "? MACs, required at most 10,000,000" in capsys.readouterr().out
     # What is counted already is too much: that can be told.
     Path("odd.toml").write_text('[[rules]]\nrule = "macs"\nat_most = 10\n')
     assert judge("nets.py:Odd", "--spec", "odd.toml") == 1

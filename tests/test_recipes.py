@@ -429,9 +429,9 @@ def test_a_network_that_breaks_a_rule_is_not_trained(tmp_path: Path) -> None:
     with pytest.raises(ConstraintError, match="before the first step") as raised:
         run(recipe=recipe, out=tmp_path / "run")
     message = str(raised.value)
-    assert "budget: parameters: required at most 1,000; measured 1,562 (-562)" in message
+    assert "budget: parameters, required at most 1,000, measured 1,562 (562 over)" in message
     assert "heaviest: 3: linear 1,450" in message
-    assert "dropout: required at least 1; measured 0" in message
+    assert "dropout, required at least 1, measured 0 (1 under)" in message
     assert raised.value.report.ok is False
     assert not (tmp_path / "run").exists()
 

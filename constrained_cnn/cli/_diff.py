@@ -71,9 +71,7 @@ def _field_changes(old: "Graph", new: "Graph") -> "tuple[list[Change], tuple[str
             notes.append(f"No receptive field of {graph.model}: {error}")
     if notes:
         return [], tuple(dict.fromkeys(notes))
-    sizes = [
-        [axis.length if axis.seen is None else axis.seen.size for axis in one] for one in found
-    ]
+    sizes = [[axis.seen_size for axis in one] for one in found]
     gated = any(axis.is_gated for axes in found for axis in axes)
     name = "receptive field, gates left out" if gated else "receptive field"
     if all(len(set(one)) == 1 for one in sizes):

@@ -1,5 +1,6 @@
 """The check of a network, and of the records of its runs, against rules."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from constrained_cnn.constraints._constraints import Constraints
-from constrained_cnn.constraints._reading import get_constraints
+from constrained_cnn.constraints._reading import get_constraints, load_constraints
 from constrained_cnn.constraints._report import Report
 from constrained_cnn.constraints._rule import Rule
 from constrained_cnn.constraints._subject import Subject
@@ -20,7 +21,7 @@ from constrained_cnn.tracing import as_graph
 def check(
     model: nn.Module | Graph,
     input_shape: Sequence[int] | None = None,
-    constraints: "Constraints | Rule | Sequence[Rule] | str | None" = None,
+    constraints: Constraints | Rule | Sequence[Rule] | str | os.PathLike[str] | None = None,
     *,
     run: RunRecord | Sequence[RunRecord] | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
@@ -34,8 +35,8 @@ def check(
     Args:
         model: The network, or its :class:`~constrained_cnn.graph.Graph`.
         input_shape: Shape of one sample, ``(channels, *image)``; not for a graph.
-        constraints: The rules: :class:`Constraints`, one rule, a list of them, or the name of rules
-            that come with the package, such as ``"mnist-12k"``.
+        constraints: The rules: :class:`Constraints`, one rule, a list of them, a file ``*.toml``,
+            or the name of rules that come with the package, such as ``"mnist-12k"``.
         run: The record of a run of this network, or of several. Without one, rules on a run are
             listed and do not count.
         inputs: All inputs, for a network with several, as in
@@ -82,6 +83,8 @@ def as_constraints(constraints: Any) -> Constraints:
     """
     if isinstance(constraints, Constraints):
         return constraints
+    if isinstance(constraints, os.PathLike) or str(constraints).endswith(".toml"):
+        return load_constraints(constraints)
     if isinstance(constraints, str):
         return get_constraints(constraints)
     if isinstance(constraints, Rule):
@@ -89,8 +92,8 @@ def as_constraints(constraints: Any) -> Constraints:
     if isinstance(constraints, list | tuple):
         return Constraints(tuple(constraints))
     raise InvalidInputError(
-        f"constraints={constraints!r}: must be Constraints, a rule, a list of rules, or the name "
-        "of rules that come with the package, such as 'mnist-12k'"
+        f"constraints={constraints!r}: must be Constraints, a rule, a list of rules, a file "
+        "*.toml, or the name of rules that come with the package, such as 'mnist-12k'"
     )
 
 

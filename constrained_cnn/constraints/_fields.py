@@ -27,11 +27,6 @@ def _measured(subject: Subject, layer: str | None) -> ReceptiveField:
     return subject.field if layer is None else measure_receptive_field(subject.graph, layer=layer)
 
 
-def _size(axis: Axis) -> int:
-    """Return the positions a unit sees; gates are left out where they alone see everything."""
-    return axis.length if axis.seen is None else axis.seen.size
-
-
 def _evidence(field: ReceptiveField) -> tuple[str, ...]:
     gated = any(axis.is_gated for axis in field.axes)
     return (f"at {field.layer}" + (", gates left out" if gated else ""),)
@@ -69,7 +64,7 @@ class FieldSize(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return its size along each axis."""
         field = _measured(subject, self.layer)
-        sizes = [_size(axis) for axis in field.axes]
+        sizes = [axis.seen_size for axis in field.axes]
         return Measure(tuple(sizes), _evidence(field), _by_axes(sizes))
 
 
@@ -105,7 +100,7 @@ class CoversInput(Rule):
     def find(self, subject: Subject) -> Finding:
         """Return whether it is so large."""
         field = _measured(subject, self.layer)
-        sizes = [_size(axis) for axis in field.axes]
+        sizes = [axis.seen_size for axis in field.axes]
         margin = min(size - axis.length for size, axis in zip(sizes, field.axes, strict=True))
         said = f"{_by_axes(sizes)} of {_by_axes([axis.length for axis in field.axes])}"
         return self.finding(margin >= 0, said, margin=margin, evidence=_evidence(field))
@@ -158,7 +153,7 @@ class FieldAtPools(Measured):
         evidence: list[str] = []
         for row in rows:
             local = [self._local(row, axis) for axis in row.axes]
-            whole = [_size(axis) for axis in row.axes]
+            whole = [axis.seen_size for axis in row.axes]
             mine = local if self.counted == "stage" else whole
             values += mine
             said.append(_by_axes(mine))
@@ -174,6 +169,6 @@ class FieldAtPools(Measured):
     def _local(self, row: LayerField, axis: Axis) -> int:
         if axis.stage is None:
             if self.counted == "image":
-                return _size(axis)
+                return axis.seen_size
             raise CannotTellError(f"{row.name}: the ways that meet before it differ in their stage")
         return axis.stage.size

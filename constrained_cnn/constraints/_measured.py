@@ -138,7 +138,8 @@ class Measured(Rule):
         said = found.said or ", ".join(dict.fromkeys(map(self.say, found.values))) or "none"
         if found.at_least:
             said = f"at least {said}"
-        return self.finding(verdict, said, margin=margin, evidence=found.evidence)
+        excess = self.limits.excess(found.values, self.say) if verdict is Verdict.FAIL else ""
+        return self.finding(verdict, said, margin=margin, excess=excess, evidence=found.evidence)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,21 @@ class Limits:
             return Verdict.FAIL, margin
         kept = high == math.inf and not self.one_of and all(number >= low for number in numbers)
         return (Verdict.PASS if kept else Verdict.CANNOT_TELL), margin if kept else None
+
+    def excess(self, numbers: Sequence[Number], say_number: Saying) -> str:
+        """Return by how much the worst of some numbers breaks the limits, in words.
+
+        Args:
+            numbers: The numbers.
+            say_number: Says one number.
+        """
+        worst = min(numbers, key=self.margin)
+        low, high = self.bounds
+        if worst > high:
+            return f"{say_number(worst - high)} over"
+        if worst < low:
+            return f"{say_number(low - worst)} under"
+        return f"{say_number(-self.margin(worst))} off"
 
     def said(self, say_number: Saying) -> str:
         """Return the limits in words.

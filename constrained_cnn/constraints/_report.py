@@ -41,8 +41,12 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Pass if every rule that is judged passes, fail if one fails, else cannot tell."""
-        return all_of(finding.verdict for finding in self.findings if finding.judged)
+        """Pass if every rule that is judged passes, fail if one fails, else cannot tell.
+
+        Where none is judged it cannot be told.
+        """
+        judged = [finding.verdict for finding in self.findings if finding.judged]
+        return all_of(judged) if judged else Verdict.CANNOT_TELL
 
     @property
     def ok(self) -> bool | None:
@@ -76,9 +80,10 @@ class Report:
         lines = [self.summary()]
         for finding in (*self.failed, *self.unclear):
             sign = _SIGNS[finding.verdict].split()[0]
+            excess = f" ({finding.excess})" if finding.excess else ""
             lines.append(
-                f"{sign} {finding.rule.label}: required {finding.required}; measured "
-                f"{finding.measured}{_excess(finding)}"
+                f"{sign} {finding.rule.label}, required {finding.required}, measured "
+                f"{finding.measured}{excess}"
             )
             lines += [f"    {said}" for said in finding.evidence]
         return "\n".join(lines)
@@ -202,8 +207,3 @@ def _margin(finding: Finding) -> str:
     unit = finding.rule.unit if isinstance(finding.rule, Measured) else ""
     number = finding.margin
     return ("+" if number > 0 else "") + say(number, unit)
-
-
-def _excess(finding: Finding) -> str:
-    margin = _margin(finding)
-    return f" ({margin})" if margin.startswith("-") else ""

@@ -22,6 +22,8 @@ class Finding:
         measured: What is there, in words.
         margin: By how much it is kept, in the unit of what is measured; negative by how much it is
             broken; None where nothing is counted.
+        excess: By how much it is broken, in words: ``"890 over"``; empty where it is not, or nothing
+            is counted.
         evidence: What the verdict rests on; names the layers.
         judged: Whether it counts; False for a rule on a run without the record of one.
         parts: What was found of the rules it is made of.
@@ -32,6 +34,7 @@ class Finding:
     required: str
     measured: str
     margin: float | None = None
+    excess: str = ""
     evidence: tuple[str, ...] = ()
     judged: bool = True
     parts: tuple["Finding", ...] = ()
@@ -51,6 +54,7 @@ class Finding:
             "required": self.required,
             "measured": self.measured,
             "margin": self.margin,
+            "excess": self.excess,
             "evidence": list(self.evidence),
             "parts": [part.to_dict() for part in self.parts],
         }
@@ -121,6 +125,7 @@ class Rule(abc.ABC):
         measured: str,
         *,
         margin: float | None = None,
+        excess: str = "",
         evidence: tuple[str, ...] = (),
     ) -> Finding:
         """Return a finding of this rule.
@@ -129,11 +134,12 @@ class Rule(abc.ABC):
             verdict: A verdict; True stands for pass and False for fail.
             measured: What is there, in words.
             margin: By how much it is kept.
+            excess: By how much it is broken, in words.
             evidence: What it rests on.
         """
         if isinstance(verdict, bool):
             verdict = Verdict.PASS if verdict else Verdict.FAIL
-        return Finding(self, verdict, self.required, measured, margin, evidence)
+        return Finding(self, verdict, self.required, measured, margin, excess, evidence)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as plain data, as a file holds it: what is not at its default."""
@@ -307,7 +313,7 @@ class Not(Rule):
             self.required,
             part.measured,
             None if part.margin is None else -part.margin,
-            part.evidence,
-            part.judged,
-            (part,),
+            evidence=part.evidence,
+            judged=part.judged,
+            parts=(part,),
         )

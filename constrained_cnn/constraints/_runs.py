@@ -423,7 +423,8 @@ class LastEpochs(_OfAccuracy):
         verdict, margin = self.limits.judge(known)
         said = ", ".join(map(self.say, known)) or "none read"
         if len(known) == len(values) or verdict is Verdict.FAIL:
-            return self.finding(verdict, said, margin=margin)
+            excess = self.limits.excess(known, self.say) if verdict is Verdict.FAIL else ""
+            return self.finding(verdict, said, margin=margin, excess=excess)
         unread = f"{len(values) - len(known)} of these epochs were not read on the {self.of} images"
         return self.finding(Verdict.CANNOT_TELL, said, evidence=(unread,))
 

@@ -46,6 +46,11 @@ class Axis:
         return self.local if self.is_gated else self.field
 
     @property
+    def seen_size(self) -> int:
+        """The size of what is :attr:`seen`; the length of the axis where that is everything."""
+        return self.length if self.seen is None else self.seen.size
+
+    @property
     def is_shift_invariant(self) -> bool:
         """Whether the interval moves with the unit; if not, each unit has its own."""
         return not isinstance(self.field, PositionField)

@@ -1,0 +1,399 @@
+"""The pytest plugin: a test fails when a network breaks its rules, or costs more than it did.
+
+It comes with the package. The fixture ``check_network`` is a :class:`NetworkCheck`, the marker
+``constraints`` gives it rules and a shape, and ``--constrained-cnn-update`` writes the baseline.
+Nothing heavy is imported until a test uses the fixture.
+"""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import pytest
+
+from constrained_cnn.errors import (
+    CheckpointError,
+    ConstrainedCNNError,
+    InvalidInputError,
+    check_integer,
+    check_known_keys,
+    reason_of,
+)
+from constrained_cnn.record import write_atomically
+from constrained_cnn.table import Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from constrained_cnn.budget import Budget, Change
+    from constrained_cnn.constraints import Constraints, Report, Rule
+    from constrained_cnn.graph import Graph
+    from constrained_cnn.record import RunRecord
+
+__all__ = ["NetworkCheck"]
+
+SCHEMA = "constrained_cnn.baseline/1"
+
+_UPDATE = "--constrained-cnn-update"
+_MARKED = ("rules", "input_shape")
+_FIELD = "receptive field"
+_HEAVIEST = 5
+_NOTE = "constrained_cnn"
+# What was compared in this session, by its name in the baseline.
+_COMPARED = pytest.StashKey[dict[str, "_Entry"]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option and the setting of the baseline."""
+    parser.getgroup("constrained-cnn").addoption(
+        _UPDATE,
+        action="store_true",
+        help="write what networks cost to the baseline, for the tests that run",
+    )
+    parser.addini(
+        "constrained_cnn_baseline",
+        help="file of what networks cost, from the root folder",
+        type="string",
+        default="constrained-cnn-baseline.json",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Describe the marker; refuse to let several processes write one baseline."""
+    config.addinivalue_line(
+        "markers",
+        "constraints(rules, input_shape): what the fixture check_network takes if it is not told",
+    )
+    config.stash[_COMPARED] = {}
+    if config.getoption(_UPDATE) and config.getoption("dist", "no") != "no":
+        raise pytest.UsageError(
+            f"{_UPDATE}: several processes cannot write one baseline; run it without -n"
+        )
+
+
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:  # not in 8.3
+    """Say what was written to the baseline, and where it could be tightened."""
+    reports = (report for every in terminalreporter.stats.values() for report in every)
+    notes = [
+        str(note)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, note in report.user_properties
+        if name == _NOTE
+    ]
+    if notes:
+        terminalreporter.section("constrained-cnn")
+        for note in dict.fromkeys(notes):
+            terminalreporter.line(note)
+
+
+@pytest.fixture
+def check_network(request: pytest.FixtureRequest) -> "NetworkCheck":
+    """Judge networks: the test fails where one breaks its rules, or costs more than it did."""
+    with _errors_fail("nothing was judged"):
+        return NetworkCheck(request.node, _marked(request.node))
+
+
+@final
+class NetworkCheck:
+    """What the fixture ``check_network`` is: called with a network, it judges it by rules."""
+
+    def __init__(self, test: pytest.Item, marked: Mapping[str, Any]) -> None:
+        self._test = test
+        self._marked = marked
+
+    def __call__(
+        self,
+        model: "torch.nn.Module | Graph",
+        input_shape: Sequence[int] | None = None,
+        rules: "Constraints | Rule | Sequence[Rule] | str | os.PathLike[str] | None" = None,
+        *,
+        run: "RunRecord | Sequence[RunRecord] | None" = None,
+        inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+        require_run: bool = False,
+    ) -> "Report":
+        """Fail the test if the network breaks a rule, or if of one it cannot be told.
+
+        Args:
+            model: The network, or its :class:`~constrained_cnn.graph.Graph`.
+            input_shape: Shape of one sample; None for the marker's.
+            rules: The rules, as :func:`constrained_cnn.constraints.check` takes them, or a file
+                ``*.toml``, from the folder of the test or the root folder. None for the marker's;
+                without one, for those under ``[tool.constrained-cnn]`` in the ``pyproject.toml`` of
+                the root folder.
+            run: The record of a run of this network, or of several.
+            inputs: All inputs, for a network with several.
+            require_run: Whether rules on a run count without a record too.
+
+        Returns:
+            The report, to assert more on it.
+        """
+        __tracebackhide__ = True
+        from constrained_cnn.constraints import check
+
+        with _errors_fail("nothing was judged"):
+            shape = self._shape(model, input_shape, inputs)
+            asked = self._rules(rules)
+            report = check(model, shape, asked, run=run, inputs=inputs, require_run=require_run)
+        if not report.ok:
+            pytest.fail(report.explain(), pytrace=False)
+        if not any(finding.judged for finding in report.findings):
+            pytest.fail(f"{report.summary()}\nnothing was judged: give a record, run=...", False)
+        return report
+
+    def against_baseline(
+        self,
+        model: "torch.nn.Module | Graph",
+        input_shape: Sequence[int] | None = None,
+        *,
+        inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> "Budget":
+        """Fail the test if the network costs more than the baseline says, or sees another field.
+
+        Compared are the totals of :meth:`constrained_cnn.budget.Budget.quantities`, none of which
+        may grow, and the receptive field along each axis, which may not change. With
+        ``--constrained-cnn-update`` what is there now becomes the baseline.
+
+        Args:
+            model: The network, or its :class:`~constrained_cnn.graph.Graph`.
+            input_shape: Shape of one sample; None for the marker's.
+            inputs: All inputs, for a network with several.
+            name: What the network is called in the baseline; None for the test's id without its
+                parameters. Two networks may not have one name.
+
+        Returns:
+            What the network costs, to assert more on it.
+        """
+        __tracebackhide__ = True
+        from constrained_cnn.budget import measure_budget
+        from constrained_cnn.tracing import as_graph
+
+        config = self._test.config
+        named = str(config.getini("constrained_cnn_baseline"))
+        with _errors_fail("nothing was compared"):
+            name = _name_of(self._test) if name is None else name
+            graph = as_graph(model, self._shape(model, input_shape, inputs), inputs=inputs)
+            budget = measure_budget(graph)
+            now = _Entry.of(graph, budget)
+            _claim(config.stash[_COMPARED], name, now)
+            entries = _read(config.rootpath / named)
+            if config.getoption(_UPDATE):
+                if entries.get(name) != now:
+                    _write(config.rootpath / named, {**entries, name: now})
+                    self._note(f"{name}: written to {named}")
+                return budget
+        problem = _problem(entries.get(name), now, budget)
+        if problem:
+            command = f"pytest {_UPDATE} {shlex.quote(_name_of(self._test))}"
+            pytest.fail(f"{problem}\n\nTo write {name} to {named}:\n    {command}", pytrace=False)
+        smaller = [change for change in _changes(entries[name], now) if change.new != change.old]
+        if smaller:
+            said = f"the baseline can be tightened by {_UPDATE}: {_in_short(smaller)}"
+            self._note(f"{name}: {said}")
+        return budget
+
+    def _shape(self, model: Any, given: Any, inputs: Any) -> Any:
+        """Return the shape that was given; else the marker's, where one is wanted."""
+        from constrained_cnn.graph import Graph
+
+        wanted = given is None and inputs is None and not isinstance(model, Graph)
+        return self._marked.get("input_shape") if wanted else given
+
+    def _rules(self, given: Any) -> Any:
+        """Return the rules that were given, else the marker's, else the project's."""
+        from constrained_cnn.constraints import load_constraints
+
+        rules = self._marked.get("rules") if given is None else given
+        if isinstance(rules, os.PathLike) or (isinstance(rules, str) and rules.endswith(".toml")):
+            return load_constraints(self._found(rules))
+        if rules is not None:
+            return rules
+        try:
+            return load_constraints(self._test.config.rootpath / "pyproject.toml")
+        except InvalidInputError as error:
+            raise InvalidInputError(f"no rules are given, so the project's are: {error}") from error
+
+    def _found(self, file: str | os.PathLike[str]) -> Path:
+        folders = dict.fromkeys([self._test.path.parent, self._test.config.rootpath])
+        for folder in folders:
+            if (folder / file).is_file():
+                return folder / file
+        listed = " or ".join(repr(str(folder)) for folder in folders)
+        raise InvalidInputError(f"rules={os.fspath(file)!r}: there is no such file in {listed}")
+
+    def _note(self, text: str) -> None:
+        # A property of the report, which the processes of pytest-xdist hand on too.
+        self._test.user_properties.append((_NOTE, text))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the baseline says of one network: its name, the shape of one sample, the numbers."""
+
+    model: str
+    sample: str
+    quantities: Mapping[str, int]
+
+    @classmethod
+    def of(cls, graph: "Graph", budget: "Budget") -> "_Entry":
+        """Return that of a network."""
+        sample = ", ".join(" x ".join(map(str, shape)) for shape in budget.input_shapes)
+        return cls(budget.model, sample, {**budget.quantities(), **_field_sizes(graph)})
+
+
+@contextmanager
+def _errors_fail(what: str) -> Iterator[None]:
+    """Let an error of the library fail the test with what it says, without a traceback."""
+    try:
+        yield
+    except ConstrainedCNNError as error:
+        raise pytest.fail.Exception(f"{what}: {error}", pytrace=False) from None
+
+
+def _marked(test: pytest.Item) -> dict[str, Any]:
+    """Return what the markers of a test, its class and its module give; the closest counts."""
+    found: dict[str, Any] = {}
+    for mark in test.iter_markers("constraints"):
+        said = f"@pytest.mark.{mark.name}"
+        check_known_keys(said, mark.kwargs, _MARKED)
+        if len(mark.args) > len(_MARKED) or set(_MARKED[: len(mark.args)]) & set(mark.kwargs):
+            given = ", ".join(map(repr, mark.args))
+            raise InvalidInputError(f"{said}({given}, ...): takes rules and input_shape, each once")
+        found = {**dict(zip(_MARKED, mark.args, strict=False)), **mark.kwargs, **found}
+    return found
+
+
+def _name_of(test: pytest.Item) -> str:
+    """Return the id of a test without its parameters."""
+    place, _, name = test.nodeid.rpartition("::")
+    return f"{place}::{getattr(test, 'originalname', None) or name}"
+
+
+def _claim(compared: dict[str, _Entry], name: Any, now: _Entry) -> None:
+    """Remember what has a name in this session; raise if it is no name, or another network's."""
+    if not isinstance(name, str) or not name:
+        raise InvalidInputError(f"name={name!r}: must be a text")
+    if compared.setdefault(name, now) != now:
+        raise InvalidInputError(
+            f"name={name!r}: two networks have it, {compared[name].model} and {now.model}, with "
+            "different costs; give each its own: against_baseline(..., name=...)"
+        )
+
+
+def _field_sizes(graph: "Graph") -> dict[str, int]:
+    """Return the receptive field along each axis; nothing where there is none to speak of."""
+    from constrained_cnn.receptive_field import measure_receptive_field
+
+    try:
+        axes = measure_receptive_field(graph).axes
+    except ConstrainedCNNError:  # the costs stand without it
+        return {}
+    return {f"{_FIELD}, axis {number}": axis.seen_size for number, axis in enumerate(axes)}
+
+
+def _read(file: Path) -> dict[str, _Entry]:
+    """Return the entries of a baseline; none if there is no file.
+
+    Raises:
+        CheckpointError: If it is damaged, or something else.
+    """
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {content['schema']!r}, not {SCHEMA!r}")
+        entries = {name: _Entry(**said) for name, said in content["networks"].items()}
+        for entry in entries.values():
+            for name, number in entry.quantities.items():
+                check_integer(name, number, minimum=0)
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        foreign = isinstance(error, AttributeError | KeyError | TypeError)
+        why = "it holds something else" if foreign else reason_of(error)
+        raise CheckpointError(
+            f"{str(file)!r} is not a baseline: {why}. It stays as it is: restore it, or move it "
+            f"away and write a new one with {_UPDATE}"
+        ) from error
+    return entries
+
+
+def _write(file: Path, entries: Mapping[str, _Entry]) -> None:
+    networks = {name: asdict(entry) for name, entry in entries.items()}
+    content = {"schema": SCHEMA, "networks": networks}
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    write_atomically(file, f"{text}\n".encode())
+
+
+def _changes(old: _Entry, now: _Entry) -> "list[Change]":
+    from constrained_cnn.budget import Change
+
+    every = dict.fromkeys([*now.quantities, *old.quantities])
+    return [Change(name, old.quantities.get(name), now.quantities.get(name)) for name in every]
+
+
+def _is_broken(change: "Change") -> bool:
+    """Whether a cost grew, a field changed, or it cannot be told any more."""
+    if change.old is None:
+        return False
+    if change.new is None or change.name.startswith(_FIELD):
+        return change.new != change.old
+    return change.new > change.old
+
+
+def _problem(old: _Entry | None, now: _Entry, budget: "Budget") -> str:
+    """Say what is beyond the baseline, where, and by how much; nothing if nothing is."""
+    if old is None:
+        return f"{now.model}: is not in the baseline"
+    if old.sample != now.sample:
+        return (
+            f"{now.model}: the baseline is for one sample of {old.sample}, and this is one of "
+            f"{now.sample}: their costs do not compare"
+        )
+    broken = [change for change in _changes(old, now) if _is_broken(change)]
+    if not broken:
+        return ""
+    columns = ("<of one sample", "baseline", "now", "difference", "share")
+    parts = [
+        f"{now.model}: {_in_short(broken)} beyond the baseline",
+        str(Table(columns, tuple(map(_row, broken)))),
+        "\n".join(_heaviest(budget, broken)),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _row(change: "Change") -> tuple[str, ...]:
+    if change.new is None:
+        return (change.name, f"{change.old:,}", "cannot tell", "", "")
+    return change.cells()
+
+
+def _in_short(changes: "Sequence[Change]") -> str:
+    """Say the first change, and how many more there are."""
+    name, old, now, *by = _row(changes[0])
+    said = f"{name} {old or 'not said'} -> {now}"
+    said += f" ({', '.join(filter(None, by))})" if any(by) else ""
+    return f"{said} and {len(changes) - 1} more" if len(changes) > 1 else said
+
+
+def _heaviest(budget: "Budget", changes: "Sequence[Change]") -> Iterator[str]:
+    """Say for each cost that is one of layers too which of them have most of it."""
+    layers, int8 = budget.layers, budget.memory.int8_timeline
+    costs = {
+        "parameters": [(layer.name, layer.parameters) for layer in layers],
+        "deployed parameters": [(layer.name, layer.deployed) for layer in layers],
+        "MACs": [(layer.name, layer.work.macs if layer.work else 0) for layer in layers],
+        "bytes at the inference peak": [(layer.name, layer.live) for layer in layers],
+        "bytes at the int8 peak, batch norm folded": [*zip(int8.layers, int8.live, strict=True)],
+        "bytes saved for backward": [(layer.name, layer.saved) for layer in layers],
+    }
+    for change in changes:
+        top = sorted(costs.get(change.name, []), key=lambda pair: -pair[1])[:_HEAVIEST]
+        said = ", ".join(f"{name} {cost:,}" for name, cost in top if cost)
+        if said:
+            yield f"heaviest layers, {change.name}: {said}"
