@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from constrained_cnn.budget import Budget
 from constrained_cnn.constraints._measured import Measure, Measured
-from constrained_cnn.constraints._select import listed
-from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.graph import Weight
 

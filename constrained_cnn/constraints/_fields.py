@@ -1,12 +1,13 @@
 """Rules on what the units of a network see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from constrained_cnn.constraints._kinds import KINDS
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
-from constrained_cnn.constraints._select import listed
-from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.receptive_field import (
     Axis,
@@ -15,21 +16,28 @@ from constrained_cnn.receptive_field import (
     measure_receptive_field,
 )
 
-_MAX_POOLS = tuple(f"max_pool{n}d" for n in (1, 2, 3))
-
 
 def _check_layer(layer: object) -> None:
     if layer is not None and (not isinstance(layer, str) or not layer):
         raise InvalidInputError(f"layer={layer!r}: must be the path of a module")
 
 
-def _measured(subject: Subject, layer: str | None) -> ReceptiveField:
-    return subject.field if layer is None else measure_receptive_field(subject.graph, layer=layer)
+def _measured(subject: Subject, layer: str | None) -> tuple[ReceptiveField, ...]:
+    """Return the fields, one for each image; raise if there is none."""
+    if layer is not None:
+        return (measure_receptive_field(subject.graph, layer=layer),)
+    if not subject.fields:
+        raise CannotTellError("no input is an image")
+    return subject.fields
 
 
-def _evidence(field: ReceptiveField) -> tuple[str, ...]:
-    gated = any(axis.is_gated for axis in field.axes)
-    return (f"at {field.layer}" + (", gates left out" if gated else ""),)
+def _evidence(fields: Sequence[ReceptiveField]) -> tuple[str, ...]:
+    said = []
+    for number, field in enumerate(fields):
+        which = f"image {number}: " if len(fields) > 1 else ""
+        gates = ", gates left out" if any(axis.is_gated for axis in field.axes) else ""
+        said.append(f"{which}at {field.layer}{gates}")
+    return tuple(said)
 
 
 def _by_axes(numbers: list[int]) -> str:
@@ -63,9 +71,10 @@ class FieldSize(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return its size along each axis."""
-        field = _measured(subject, self.layer)
-        sizes = [axis.seen_size for axis in field.axes]
-        return Measure(tuple(sizes), _evidence(field), _by_axes(sizes))
+        fields = _measured(subject, self.layer)
+        sizes = [[axis.seen_size for axis in field.axes] for field in fields]
+        said = ", ".join(map(_by_axes, sizes))
+        return Measure(tuple(size for each in sizes for size in each), _evidence(fields), said)
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,11 +108,14 @@ class CoversInput(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether it is so large."""
-        field = _measured(subject, self.layer)
-        sizes = [axis.seen_size for axis in field.axes]
-        margin = min(size - axis.length for size, axis in zip(sizes, field.axes, strict=True))
-        said = f"{_by_axes(sizes)} of {_by_axes([axis.length for axis in field.axes])}"
-        return self.finding(margin >= 0, said, margin=margin, evidence=_evidence(field))
+        fields = _measured(subject, self.layer)
+        margin = min(axis.seen_size - axis.length for field in fields for axis in field.axes)
+        said = ", ".join(
+            f"{_by_axes([axis.seen_size for axis in field.axes])} of "
+            f"{_by_axes([axis.length for axis in field.axes])}"
+            for field in fields
+        )
+        return self.finding(margin >= 0, said, margin=margin, evidence=_evidence(fields))
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,11 +153,16 @@ class FieldAtPools(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the size at each pool, along each axis."""
-        live = {step.name for step in subject.evaluation.steps if subject.evaluation.is_live(step)}
-        rows = [row for row in subject.sheet.pools if row.name in live and self._is_meant(row)]
-        unknown = subject.graph.unknown
-        if unknown:
-            raise CannotTellError(f"nobody has described {listed(unknown)}")
+        subject.check_known()
+        word = "max_pool" if self.pools == "max" else "pool"
+        course = subject.evaluation
+        live = [step.name for step in course.steps if KINDS[word](step) and course.is_live(step)]
+        rows = [row for sheet in subject.sheets for row in sheet.pools if row.name in live]
+        missing = set(live).difference(row.name for row in rows)
+        if self.pools == "every":  # over the whole map it is no pool with a window
+            missing = set()
+        if missing:
+            raise CannotTellError(f"{listed(sorted(missing))}: it has no place in an image")
         if not rows:
             return Measure((), said="no such pool runs")
         values: list[int] = []
@@ -163,10 +180,9 @@ class FieldAtPools(Measured):
             )
         return Measure(tuple(values), tuple(evidence), ", ".join(said))
 
-    def _is_meant(self, row: LayerField) -> bool:
-        return self.pools == "every" or row.op in _MAX_POOLS
-
     def _local(self, row: LayerField, axis: Axis) -> int:
+        if row.problem:
+            raise CannotTellError(f"{row.name}: {row.problem}")
         if axis.stage is None:
             if self.counted == "image":
                 return axis.seen_size

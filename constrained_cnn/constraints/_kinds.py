@@ -5,18 +5,30 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from constrained_cnn.constraints._steps import Step
+from constrained_cnn.constraints._steps import Step, is_vector
 from constrained_cnn.errors import InvalidInputError, closest
 
 _ACTIVATIONS = frozenset(
     """
-    celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid
-    mish prelu relu relu6 rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink
-    threshold
+    celu clamp clamp_max clamp_min clip elu gelu glu hardshrink hardsigmoid hardswish hardtanh
+    leaky_relu log_sigmoid logsigmoid mish prelu relu relu6 rrelu selu sigmoid silu softplus
+    softshrink softsign tanh tanhshrink threshold
     """.split()  # noqa: SIM905
 )
-_NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
-_CLAMPS = ("clamp", "clamp_min", "clip")
+# Neither linear nor called an activation: a network can make one of these.
+_BENDS = frozenset(
+    """
+    abs absolute acos acosh amax amin asin asinh atan atan2 ceil copysign cos cosh erf erfc exp exp2
+    expm1 floor fmax fmin fmod frac heaviside hypot log log10 log1p log2 logaddexp logaddexp2 logit
+    masked_fill max maximum min minimum nan_to_num pow reciprocal remainder round rsqrt sgn sign sin
+    sinc sinh sqrt square tan trunc where xlogy
+    """.split()  # noqa: SIM905
+)
+_CLAMPS = ("clamp", "clamp_max", "clamp_min", "clip")
+_NORMS = (
+    *(f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", "rms")),
+    "local_response_norm",
+)
 DROPOUTS: Mapping[str, str] = {
     "dropout": "elementwise",
     "dropout1d": "channel",
@@ -35,7 +47,15 @@ DROPOUTS: Mapping[str, str] = {
 # What a tensor goes through unchanged.
 MOVES = frozenset(
     """
-    alias clone contiguous detach double float half lift_fresh_copy bfloat16 to type _to_copy
+    _to_copy alias bfloat16 clone contiguous detach double float half lift_fresh_copy requires_grad
+    to type
+    """.split()  # noqa: SIM905
+)
+# What only orders its elements anew.
+RESHAPES = frozenset(
+    """
+    _unsafe_view flatten moveaxis movedim permute reshape reshape_as squeeze swapaxes swapdims t T
+    transpose unflatten unsqueeze view view_as
     """.split()  # noqa: SIM905
 )
 
@@ -101,24 +121,35 @@ def _spread(value: object, count: int) -> tuple[int, ...]:
 def is_conv(step: Step) -> bool:
     """Return whether a step is a convolution; a linear layer at each place of an image is 1x1."""
     if step.op == "linear":
-        return step.weighted and _places(step) > 1
+        return step.weighted and step.at_places
     return re.fullmatch(r"conv[123]d", step.op) is not None
 
 
-def _places(step: Step) -> int:
-    return math.prod(step.before[:-1])
+def is_any_conv(step: Step) -> bool:
+    """Return whether a step is a convolution, transposed or not."""
+    return is_conv(step) or step.op.startswith("conv_transpose")
 
 
 def is_weighted_product(step: Step) -> bool:
     """Return whether a step is a convolution, transposed or not, or a linear layer."""
-    return is_conv(step) or is_fully_connected(step) or step.op.startswith("conv_transpose")
+    return is_any_conv(step) or (step.weighted and step.op in _PRODUCTS)
+
+
+_PRODUCTS = ("linear", "matmul", "mm", "bmm", "baddbmm", "einsum")
 
 
 def is_fully_connected(step: Step) -> bool:
     """Return whether a step multiplies one vector for each sample by a weight."""
-    if step.op in ("linear", "matmul", "mm", "bmm", "baddbmm", "einsum"):
-        return step.weighted and _places(step) == 1
-    return False
+    return step.weighted and step.op in _PRODUCTS and is_vector(step.before)
+
+
+def may_bend(step: Step) -> bool:
+    """Return whether a step is no activation by name, and could be one all the same."""
+    if step.op in ("mul", "multiply"):  # x times a mask made of x; a gate is of another shape
+        return len(step.shapes) > 1 and len(set(step.shapes)) == 1
+    if step.op in _CLAMPS:  # by a tensor
+        return not {"min", "max"}.intersection(step.settings)
+    return step.op in _BENDS
 
 
 def channels(step: Step) -> tuple[int, int]:
@@ -147,7 +178,12 @@ def _is_strided(step: Step) -> bool:
 def _pools(step: Step, *kinds: str) -> bool:
     """Whether a step pools in one of some ways; a window of one cell that steps by one does not."""
     found = re.fullmatch(rf"(adaptive_)?({'|'.join(kinds)})_pool[123]d", step.op)
-    return found is not None and step.before != step.after
+    if found is None:
+        return False
+    window = window_of(step)
+    if window is None:
+        return step.before != step.after
+    return any(size > 1 for size in (*window.kernel, *window.stride))
 
 
 def _is_pool(step: Step) -> bool:
@@ -155,9 +191,19 @@ def _is_pool(step: Step) -> bool:
 
 
 def _is_relu(step: Step) -> bool:
-    if step.op in _CLAMPS:
-        return step.settings.get("min") == 0 and step.settings.get("max") is None
-    return step.op == "relu"
+    given = step.settings
+    match step.op:
+        case "relu":
+            return True
+        case "clamp" | "clip" | "clamp_min":
+            return given.get("min") == 0 and given.get("max") in (None, math.inf)
+        case "hardtanh":
+            return given.get("min_val") == 0 and given.get("max_val") == math.inf
+        case "leaky_relu":
+            return given.get("negative_slope") == 0
+        case "threshold":
+            return given.get("threshold") == 0 and given.get("value") == 0
+    return False
 
 
 def dropout_p(step: Step) -> float | None:
@@ -165,6 +211,8 @@ def dropout_p(step: Step) -> float | None:
     if step.op not in DROPOUTS:
         return None
     settings = step.settings
+    if DROPOUTS[step.op] == "recurrent" and settings.get("num_layers") == 1:
+        return None  # it drops between layers
     if DROPOUTS[step.op] in ("attention", "recurrent"):
         p = settings.get("dropout_p", settings.get("dropout")) or None
     else:

@@ -1,21 +1,25 @@
 """Rules on the layers that run: which, how many, dropout, padding."""
 
+import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
 from constrained_cnn.constraints._kinds import (
     DROPOUTS,
+    MOVES,
+    Window,
     channels,
     check_word,
     dropout_p,
     is_conv,
+    is_dropout,
     window_of,
 )
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
-from constrained_cnn.constraints._select import listed, select
+from constrained_cnn.constraints._select import select
 from constrained_cnn.constraints._steps import Course, Step
-from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
@@ -192,11 +196,11 @@ class Dropout(Rule):
         """Return whether every one drops with that probability."""
         every = [(step, dropout_p(step)) for step in subject.training.steps]
         running = [(step, p) for step, p in every if p is not None]
-        still_on = [step.name for step in subject.evaluation.steps if dropout_p(step)]
+        still_on = [step.name for step in subject.evaluation.steps if is_dropout(step)]
         wrong = [
             f"{step.name}: p = {p:.10g}, {DROPOUTS[step.op]}"
             for step, p in running
-            if p != self.p or self.drops not in (None, DROPOUTS[step.op])
+            if _rounded(p) != _rounded(self.p) or self.drops not in (None, DROPOUTS[step.op])
         ]
         if self.off_in_evaluation:
             wrong += [f"{name}: drops in evaluation mode too" for name in still_on]
@@ -208,6 +212,12 @@ class Dropout(Rule):
         if selection.open:
             raise CannotTellError(selection.open)
         return self.finding(True, measured, evidence=selection.evidence)
+
+
+def _rounded(p: float) -> float:
+    """Return a probability as a float of 32 bits holds it."""
+    rounded: float = struct.unpack("f", struct.pack("f", p))[0]
+    return rounded
 
 
 @dataclass(frozen=True, repr=False)
@@ -250,38 +260,50 @@ class Padding(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether every one is padded so."""
-        course = subject.evaluation
         found: dict[str, tuple[int, ...]] = {}
         wrong = []
-        for step in course.steps:
-            window = window_of(step) if is_conv(step) and step.op != "linear" else None
-            if window is None or not is_of_size(window.kernel, self.kernel):
-                continue
-            ahead = _padded_before(course, step, len(window.kernel))
-            pads = tuple(own + more for own, more in zip(window.padding, ahead, strict=True))
-            spans = zip(window.kernel, window.dilation, strict=True)
-            same = tuple(d * (k - 1) // 2 for k, d in spans)
-            wanted = same if isinstance(self.cells, str) else self.cells
-            found[step.name] = pads
-            if not is_of_size(pads, wanted):
-                wrong.append(f"{step.name}: padding {' x '.join(map(str, dict.fromkeys(pads)))}")
-        if subject.graph.unknown and not wrong:
-            raise CannotTellError(f"nobody has described {listed(subject.graph.unknown)}")
-        kinds = dict.fromkeys(" x ".join(map(str, dict.fromkeys(pads))) for pads in found.values())
-        measured = " and ".join(sorted(kinds)) or "no such convolution runs"
-        return self.finding(not wrong, measured, evidence=tuple(wrong) or (listed(found),))
+        for course in subject.courses:
+            for step in course.steps:
+                window = window_of(step) if is_conv(step) and step.op != "linear" else None
+                if window is None or not is_of_size(window.kernel, self.kernel):
+                    continue
+                ahead = _padded_before(course, step, len(window.kernel))
+                pads = tuple(own + more for own, more in zip(window.padding, ahead, strict=True))
+                if step.name not in found and not is_of_size(pads, self._wanted(window)):
+                    wrong.append(f"{step.name}: padding {_by_axes(pads)}")
+                found.setdefault(step.name, pads)
+        if not wrong:
+            subject.check_known()
+        kinds = sorted(dict.fromkeys(map(_by_axes, found.values())))
+        if not found:
+            return self.finding(True, "no such convolution runs")
+        return self.finding(
+            not wrong, " and ".join(kinds), evidence=tuple(wrong) or (listed(found),)
+        )
+
+    def _wanted(self, window: Window) -> Cells:
+        if not isinstance(self.cells, str):
+            return self.cells
+        spans = zip(window.kernel, window.dilation, strict=True)
+        return tuple(d * (k - 1) // 2 for k, d in spans)
+
+
+def _by_axes(pads: tuple[int, ...]) -> str:
+    return " x ".join(map(str, pads if len(set(pads)) > 1 else pads[:1]))
 
 
 def _padded_before(course: Course, step: Step, axes: int) -> tuple[int, ...]:
     """Return the cells that operations of their own put before what a step reads."""
     maker = course.makers.get(step.inputs[0]) if step.inputs else None
+    while maker is not None and maker.op in MOVES:
+        maker = course.makers.get(maker.inputs[0])
     if maker is None or "pad" not in maker.op:
         return (0,) * axes
     pads = maker.settings.get("pad") or maker.settings.get("padding")
     if not isinstance(pads, tuple):
         raise CannotTellError(f"{maker.name} pads by an amount that is not known")
     # Pairs of before and after, the last axis first.
-    before = [int(pad) for pad in pads[::2]][::-1]
+    before = [int(pad) for pad in pads[::2]][::-1][-axes:]
     own = (*(0,) * (axes - len(before)), *before)
     more = _padded_before(course, maker, axes)
     return tuple(one + other for one, other in zip(own, more, strict=True))

@@ -1,7 +1,8 @@
 """Rules on what follows what: blocks, stages, and the way to the output."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,18 +10,22 @@ from constrained_cnn.constraints._kinds import (
     DROPOUTS,
     KINDS,
     MOVES,
+    RESHAPES,
     check_word,
+    is_any_conv,
     is_conv,
+    is_dropout,
     is_weighted_product,
+    may_bend,
     window_of,
     words_of,
 )
 from constrained_cnn.constraints._layers import Cells, check_cells, is_of_size, say_cells
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
-from constrained_cnn.constraints._select import listed, select
+from constrained_cnn.constraints._select import select
 from constrained_cnn.constraints._steps import Course, Step
-from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import InvalidInputError, check_flag
 
 # Of one step the first of these is told.
@@ -29,9 +34,10 @@ _OF_A_COURSE = tuple(KINDS)
 
 
 def last_convs(course: Course) -> tuple[Step, ...]:
-    """Return the live convolutions that no other convolution follows."""
-    convs = [step for step in course.steps if is_conv(step) and course.is_live(step)]
-    return tuple(step for step in convs if not any(map(is_conv, course.reached_from([step])[1:])))
+    """Return the live convolutions, transposed or not, that no other follows."""
+    convs = [step for step in course.steps if is_any_conv(step) and course.is_live(step)]
+    behind = {step.position: course.reached_from([step])[1:] for step in convs}
+    return tuple(step for step in convs if not any(map(is_any_conv, behind[step.position])))
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,6 +92,7 @@ class BlockOrder(Rule):
         last = last_convs(course) if self.but_last else ()
         wrong: list[str] = []
         right: list[str] = []
+        open_: list[str] = []
         for step in course.steps:
             window = window_of(step) if is_conv(step) else None
             meant = window is not None and is_of_size(window.kernel, self.kernel)
@@ -98,13 +105,30 @@ class BlockOrder(Rule):
                 right.append(step.name)
             else:
                 said = ", ".join(["conv", *map(_told, block)])
-                wrong.append(f"{step.name}: {said}, then {then}")
-        if subject.graph.unknown and not wrong:
-            raise CannotTellError(f"nobody has described {listed(subject.graph.unknown)}")
+                unclear = self._may_be_so(block, subject.graph.unknown)
+                (open_ if unclear else wrong).append(f"{step.name}: {said}, then {then}")
+        if not wrong:
+            subject.check_known()
         if not wrong and not right:
             return self.finding(True, "no such convolution runs")
         measured = f"{len(right)} of {len(right) + len(wrong)} so"
         return self.finding(not wrong, measured, evidence=tuple(wrong) or (listed(right),))
+
+    def _may_be_so(self, block: Sequence[Step], unknown: Collection[str]) -> bool:
+        """Whether nobody has described a step of a block, and what comes before it is in order."""
+        known = list(itertools.takewhile(lambda step: step.name not in unknown, block))
+        begins = zip(self.order[1:], known, strict=False)
+        in_order = len(known) < len(self.order) and all(KINDS[word](one) for word, one in begins)
+        return len(known) < len(block) and in_order
+
+
+# With these something else begins.
+_ENDS = frozenset(
+    """
+    cat chunk getitem index_select interpolate mean narrow pad pixel_shuffle pixel_unshuffle select
+    split stack sum unbind unfold upsample
+    """.split()  # noqa: SIM905
+)
 
 
 def _block(course: Course, conv: Step) -> tuple[list[Step], str]:
@@ -118,16 +142,16 @@ def _block(course: Course, conv: Step) -> tuple[list[Step], str]:
         step = after[0]
         if len(set(step.inputs)) > 1:
             return block, f"{step.name}, where ways meet"
-        off = step.op in DROPOUTS and not KINDS["dropout"](step)
-        if step.op in MOVES or off:
+        off = step.op in DROPOUTS and not is_dropout(step)
+        if step.op in MOVES | RESHAPES or off:
             continue
-        if not any(KINDS[word](step) for word in _TOLD):
+        if is_weighted_product(step) or KINDS["pool"](step) or step.op in _ENDS:
             return block, f"{step.name} ({words_of(step)})"
         block.append(step)
 
 
 def _told(step: Step) -> str:
-    return next(word for word in _TOLD if KINDS[word](step))
+    return next((word for word in _TOLD if KINDS[word](step)), step.op)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +159,7 @@ class CleanPrediction(Rule):
     """From the last convolution on there is nothing of some kinds.
 
     The prediction zone is each convolution that no other follows, and all that follows it, in
-    training mode.
+    training and in evaluation mode.
 
     Attributes:
         avoid: The kinds of layers that must not be there.
@@ -169,25 +193,31 @@ class CleanPrediction(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether there is nothing of these kinds."""
-        course = subject.training
-        last = last_convs(course)
-        if not last:
-            raise CannotTellError("no convolution runs")
-        zone = course.reached_from(last)
-        found = [step for step in zone if any(KINDS[word](step) for word in self.avoid)]
-        open_ = select(subject, "dropout").open if "dropout" in self.avoid else ""
+        found: dict[str, str] = {}
+        zone: dict[str, Step] = {}
+        begin: dict[str, Step] = {}
+        for course in (subject.training, subject.evaluation):
+            last = last_convs(course)
+            if not last:
+                raise CannotTellError("no convolution runs")
+            begin |= {step.name: step for step in last}
+            zone |= {step.name: step for step in course.reached_from(last)}
+            for step in course.reached_from(last):
+                word = next((word for word in self.avoid if KINDS[word](step)), None)
+                if word is not None:
+                    found[step.name] = _told(step)
         if found:
-            names = dict.fromkeys(_told(step) if _is_told(step) else step.op for step in found)
-            where = f"from {listed(step.name for step in last)} on: "
-            evidence = (where + listed(step.name for step in found),)
-            return self.finding(False, ", ".join(names), evidence=evidence)
-        if open_:
-            raise CannotTellError(open_)
-        return self.finding(True, "none", evidence=(listed(step.name for step in zone),))
-
-
-def _is_told(step: Step) -> bool:
-    return any(KINDS[word](step) for word in _TOLD)
+            evidence = (f"from {listed(begin)} on: {listed(found)}",)
+            return self.finding(False, ", ".join(dict.fromkeys(found.values())), evidence=evidence)
+        if "dropout" in self.avoid:
+            unseen = select(subject, "dropout").open
+            if unseen:
+                raise CannotTellError(unseen)
+        bent = [name for name, step in zone.items() if may_bend(step)]
+        if bent and {"relu", "activation"}.intersection(self.avoid):
+            raise CannotTellError(f"{listed(bent)} may be an activation")
+        subject.check_known()
+        return self.finding(True, "none", evidence=(listed(zone),))
 
 
 @dataclass(frozen=True, repr=False)
@@ -274,8 +304,7 @@ class ConvsBeforePool(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return their number before each pool."""
         course = subject.evaluation
-        if subject.graph.unknown:
-            raise CannotTellError(f"nobody has described {listed(subject.graph.unknown)}")
+        subject.check_known()
         deep: dict[int, int] = defaultdict(int)
         found: list[tuple[str, int]] = []
         for step in filter(course.is_live, course.steps):

@@ -22,8 +22,8 @@ class Finding:
         measured: What is there, in words.
         margin: By how much it is kept, in the unit of what is measured; negative by how much it is
             broken; None where nothing is counted.
-        excess: By how much it is broken, in words: ``"890 over"``; empty where it is not, or nothing
-            is counted.
+        excess: By how much it is broken, in words: ``"890 over"``; empty where it is not, or
+            nothing is counted.
         evidence: What the verdict rests on; names the layers.
         judged: Whether it counts; False for a rule on a run without the record of one.
         parts: What was found of the rules it is made of.

@@ -1,26 +1,28 @@
 """Find the layers of a kind: those that run and matter, and what only looks like them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from constrained_cnn.constraints._kinds import DROPOUTS, GLOBAL_AVERAGE_POOL, KINDS, dropout_p
+from constrained_cnn.constraints._kinds import (
+    DROPOUTS,
+    GLOBAL_AVERAGE_POOL,
+    KINDS,
+    MOVES,
+    RESHAPES,
+    dropout_p,
+    is_dropout,
+    may_bend,
+)
 from constrained_cnn.constraints._steps import Course, Step
-from constrained_cnn.constraints._subject import Subject
+from constrained_cnn.constraints._subject import Subject, listed
 from constrained_cnn.receptive_field import LayerField
-
-_MOST_NAMES = 12
 
 # What the classes of modules are called that were declared for such a layer.
 _CLASSES = {
-    "conv": "conv",
     "fully_connected": "linear",
-    "relu": "relu",
-    "pool": "pool",
-    "max_pool": "maxpool",
-    "avg_pool": "avgpool",
     GLOBAL_AVERAGE_POOL: "avgpool",
-    "norm": "norm",
 }
 
 
@@ -31,7 +33,7 @@ class Selection:
     Attributes:
         live: Those on which an output depends, in the mode that tells most: dropout in training,
             what else there is in evaluation.
-        fewest: How many there are for sure, in either mode.
+        fewest: How many count for sure, in either mode.
         most: How many run at all, in either mode, whether they matter or not.
         remarks: What does not count, and why.
         open: Why there may be more that cannot be seen; empty if there cannot.
@@ -48,18 +50,6 @@ class Selection:
         """The names of those that count, and the remarks."""
         named = (listed(step.name for step in self.live),) if self.live else ()
         return (*named, *self.remarks, *([self.open] if self.open else []))
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names in one line, the first dozen of them.
-
-    Examples:
-        >>> listed(str(i) for i in range(15))
-        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more'
-    """
-    every = list(names)
-    more = len(every) - _MOST_NAMES
-    return ", ".join(every[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def select(
@@ -82,22 +72,17 @@ def select(
     in_use = _of_kind(subject.evaluation, word, keep)
     problem = subject.graph.training.problem
     trained = in_use if problem else _of_kind(subject.training, word, keep)
-    names = {step.name for step in (*in_use.ran, *trained.ran)}
-    differ = len(in_use.ran) != len(trained.ran)  # names differ where torch.export gave them
-    only = [(in_use, trained, "evaluation"), (trained, in_use, "training")] if differ else []
-    remarks = [f"{step.name}: runs, but no output depends on it" for step in in_use.dead]
-    for one, other, mode in only:
-        known = {step.name for step in other.ran}
-        remarks += [
-            f"{step.name}: runs in {mode} mode only" for step in one.ran if step.name not in known
-        ]
-    unknown = subject.graph.unknown
+    remarks = [
+        *_dead(in_use),
+        *_only(in_use, trained, "evaluation"),
+        *_only(trained, in_use, "training"),
+    ]
     return Selection(
         in_use.live,
         min(len(in_use.live), len(trained.live)),
-        max(len(in_use.ran), len(trained.ran)),
-        (*remarks, *_idle(subject, word, bool(names))),
-        f"nobody has described {listed(unknown)}" if unknown else "",
+        (in_use.at | trained.at).total(),
+        (*remarks, *_idle(subject, word)),
+        _unseen(subject) or _bent(subject, word),
     )
 
 
@@ -109,6 +94,11 @@ class _Found:
     @property
     def ran(self) -> tuple[Step, ...]:
         return (*self.live, *self.dead)
+
+    @property
+    def at(self) -> Counter[str]:
+        """How many ran in each module; names of operations differ where torch.export gave them."""
+        return Counter(step.path for step in self.ran)
 
 
 def _of_kind(course: Course, word: str, keep: Callable[[Step], bool]) -> _Found:
@@ -122,89 +112,157 @@ def _sorted(course: Course, steps: Sequence[Step]) -> _Found:
     )
 
 
-def _idle(subject: Subject, word: str, found: bool) -> tuple[str, ...]:
+def _dead(found: _Found) -> list[str]:
+    return [f"{step.name}: runs, but no output depends on it" for step in found.dead]
+
+
+def _only(found: _Found, other: _Found, mode: str) -> list[str]:
+    """Return which of the layers found in one mode do not run in the other."""
+    more = found.at - other.at
+    return [f"{step.name}: runs in {mode} mode only" for step in found.ran if more[step.path]]
+
+
+def _unseen(subject: Subject) -> str:
+    unknown = subject.graph.unknown
+    return f"nobody has described {listed(unknown)}" if unknown else ""
+
+
+def _bent(subject: Subject, word: str) -> str:
+    """Return what may be an activation without the name of one."""
+    if word not in ("relu", "activation"):
+        return ""
+    courses = [subject.evaluation]
+    courses += [] if subject.graph.training.problem else [subject.training]
+    names = [step.name for course in courses for step in course.steps if may_bend(step)]
+    return f"{listed(dict.fromkeys(names))} may be one" if names else ""
+
+
+def _idle(subject: Subject, word: str) -> tuple[str, ...]:
     """Return the modules that were declared for such a layer and never called."""
     wanted = _CLASSES.get(word, word.replace("_", ""))
     names = [
-        f"{path} ({kind})"
-        for path, kind in subject.graph.idle.items()
-        if wanted in kind.lower() and not (found and word == GLOBAL_AVERAGE_POOL)
+        f"{path} ({kind})" for path, kind in subject.graph.idle.items() if wanted in kind.lower()
     ]
     return (f"declared and never called: {listed(names)}",) if names else ()
 
 
 def _dropouts(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
-    course = subject.training
-    steps = [step for step in course.steps if step.op in DROPOUTS and keep(step)]
-    found = _sorted(course, [step for step in steps if dropout_p(step)])
-    remarks = [f"{step.name}: runs, but no output depends on it" for step in found.dead]
+    steps = [step for step in subject.training.steps if step.op in DROPOUTS and keep(step)]
+    found = _sorted(subject.training, list(filter(is_dropout, steps)))
+    in_use = [step for step in subject.evaluation.steps if is_dropout(step) and keep(step)]
+    also = _sorted(subject.evaluation, in_use)
+    remarks = [*_dead(found), *_only(also, found, "evaluation")]
     for step in steps:
         if DROPOUTS[step.op] in ("attention", "recurrent"):
+            if step.settings.get("dropout") and not is_dropout(step):
+                remarks.append(f"{step.name}: drops between its layers, and there is but one")
             continue
         if dropout_p(step) is None:
             remarks.append(f"{step.name}: is off in training mode")
         elif dropout_p(step) == 0:
             remarks.append(f"{step.name}: p = 0 drops nothing")
     draws = subject.graph.training.draws
-    unseen = [f"{listed(draws)} draws random numbers, which may make a dropout of its own"]
-    unseen += [f"nobody has described {listed(subject.graph.unknown)}"]
+    drawn = f"{listed(draws)} draws random numbers, which may make a dropout of its own"
     return Selection(
         found.live,
         len(found.live),
-        len(found.ran),
-        (*remarks, *_idle(subject, "dropout", bool(steps))),
-        unseen[0] if draws else unseen[1] if subject.graph.unknown else "",
+        (found.at | also.at).total(),
+        (*remarks, *_idle(subject, "dropout")),
+        drawn if draws else _unseen(subject),
     )
 
 
 _AVERAGES = ("mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)))
+# They can average over the map with weights that nobody looks at.
+_SUMS = ("sum", "nansum", "einsum", "matmul", "mm", "bmm", "linear", "tensordot")
+_CUTS = ("getitem", "narrow", "select", "slice", "split", "chunk", "index_select", "unbind")
 
 
 def _global_pools(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
     course = subject.evaluation
     found: list[Step] = []
     remarks: list[str] = []
-    problem = ""
+    unseen = _unseen(subject)
     averaged: dict[int, set[int]] = {}  # by value: the axes of the image that were averaged
     for step in course.steps:
-        row = subject.fields.get(step.name)
-        if row is None or step.op not in _AVERAGES or not keep(step):
-            _pass_on(step, averaged)
-            continue
-        problem = problem or row.problem
-        here = {axis for axis in range(len(row.axes)) if _averages(row, axis)}
-        before = averaged.get(step.inputs[0], set())
-        averaged |= dict.fromkeys(step.outputs, here | before)
-        rest = [axis for axis in range(len(row.axes)) if axis not in here | before]
-        if here and all(_units_before(row, axis) == 1 for axis in rest):
-            if math.prod(step.after) == 1 < step.before[0]:
-                remarks.append(f"{step.name}: averages the channels too")
+        rows = subject.rows.get(step.name, ())
+        if step.op in _AVERAGES and rows and keep(step):
+            for row in rows:
+                unseen = unseen or row.problem
+                if len(step.before) > 1 and not any(units for units, _ in row.windows):
+                    unseen = unseen or f"what {step.name} averages cannot be said"
+            why = _why_not(course, step, rows, averaged)
+            if why:
+                remarks.append(f"{step.name}: {why}")
             else:
                 found.append(step)
-        else:
-            cells = " x ".join(str(axis.units or 1) for axis in row.axes)
-            remarks.append(f"{step.name}: is not global, it leaves {cells} cells")
+        elif step.op in _SUMS and not step.weighted and any(map(_ends, rows)):
+            unseen = unseen or f"{step.name} reads the whole map, and may average it"
+        elif step.op in MOVES | RESHAPES and step.inputs[0] in averaged:
+            averaged |= dict.fromkeys(step.outputs, averaged[step.inputs[0]])
     sorted_ = _sorted(course, found)
-    remarks += [f"{step.name}: runs, but no output depends on it" for step in sorted_.dead]
-    unknown = subject.graph.unknown
-    unseen = f"nobody has described {listed(unknown)}" if unknown else problem
     return Selection(
         sorted_.live,
         len(sorted_.live),
         len(sorted_.ran),
-        (*remarks, *_idle(subject, GLOBAL_AVERAGE_POOL, bool(found))),
+        (*remarks, *_dead(sorted_), *_idle(subject, GLOBAL_AVERAGE_POOL)),
         unseen,
     )
 
 
-def _pass_on(step: Step, averaged: dict[int, set[int]]) -> None:
-    """Let what was averaged stay so through a change of shape."""
-    if step.before != step.after and len(step.inputs) == 1 and step.inputs[0] in averaged:
-        averaged |= dict.fromkeys(step.outputs, averaged[step.inputs[0]])
+def _why_not(
+    course: Course, step: Step, rows: Sequence[LayerField], averaged: dict[int, set[int]]
+) -> str:
+    """Return why an average is none over the whole map; empty if it is one."""
+    row = next((row for row in rows if any(units for units, _ in row.windows)), rows[0])
+    axes = range(len(row.axes))
+    here = {axis for axis in axes if _averages(row, axis)}
+    done = here | averaged.get(step.inputs[0], set())
+    averaged |= dict.fromkeys(step.outputs, done)
+    rest = [axis for axis in axes if axis not in done and _units_before(row, axis) != 1]
+    if rest or not here:
+        return _what_else(row, rest)
+    if math.prod(step.after) == 1 < step.before[0]:
+        return "averages the channels too"
+    padded = step.settings.get("padding") not in (None, 0, (0,), (0, 0), (0, 0, 0))
+    counted = padded and step.settings.get("count_include_pad", True)
+    if step.settings.get("divisor_override") is not None or counted:
+        return "does not divide by the number of cells"
+    maker = course.makers.get(step.inputs[0])
+    while maker is not None and maker.op in MOVES:
+        maker = course.makers.get(maker.inputs[0])
+    if maker is not None and maker.op in _CUTS and maker.before[1:] != maker.after[1:]:
+        return f"averages a part: what {maker.name} cuts out"
+    return ""
+
+
+def _what_else(row: LayerField, rest: Sequence[int]) -> str:
+    """Return what an average does that is not over the whole map."""
+    before = [_units_before(row, axis) for axis in range(len(row.axes))]
+    after = [axis.units for axis in row.axes]
+    if not any(before):
+        return "does not average over places of the image"
+    cells = " x ".join(str(units) for units in before if units)
+    if all(units in (None, 1) for units in before):
+        return f"has but {cells} cell to average"
+    if any(units is not None and units > 1 for units in after):
+        return f"is not global, it leaves {' x '.join(str(units or 1) for units in after)} cells"
+    windows = [window for _, window in row.windows if window is not None]
+    if rest and windows:
+        size = " x ".join(str(window.kernel) for window in windows)
+        return f"is not global, its window of {size} does not cover {cells} cells"
+    return "is not global, an axis of the image went into it in another way"
+
+
+def _ends(row: LayerField) -> bool:
+    """Whether after a layer no place of the image is left, and before it there were several."""
+    before = [_units_before(row, axis) for axis in range(len(row.axes))]
+    gone = all(axis.units in (None, 1) for axis in row.axes)
+    return gone and any(units is not None and units > 1 for units in before)
 
 
 def _units_before(row: LayerField, axis: int) -> int | None:
-    return row.windows[axis][0] if row.windows else None
+    return row.windows[axis][0] if axis < len(row.windows) else None
 
 
 def _averages(row: LayerField, axis: int) -> bool:

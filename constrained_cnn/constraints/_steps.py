@@ -1,7 +1,7 @@
 """The operations of a network in the order they run, and what follows what: in either mode."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,7 @@ Shape = tuple[int, ...]
 
 _RENAMED = {
     "_native_batch_norm_legit_no_training": "batch_norm",
+    "_threshold": "threshold",
     "addmm": "linear",
     "concat": "cat",
     "concatenate": "cat",
@@ -27,10 +28,12 @@ class Step:
         name: Its path and name, as a report tells it.
         inputs: The values it was given, in order.
         outputs: The values it made.
+        path: Path of the module it ran in.
         settings: Its arguments that are no tensors.
-        before: Shape of the first value it was given, for one sample.
+        shapes: Shape of each value it was given, for one sample.
         after: Shape of the first value it made.
         weighted: Whether it reads a weight.
+        at_places: Whether it is a linear layer that works at each place of an image.
         position: Its place in the order.
     """
 
@@ -38,11 +41,18 @@ class Step:
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    path: str = ""
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    before: Shape = ()
+    shapes: tuple[Shape, ...] = ()
     after: Shape = ()
     weighted: bool = False
+    at_places: bool = False
     position: int = 0
+
+    @property
+    def before(self) -> Shape:
+        """Shape of the first value it was given; none where it was given none."""
+        return self.shapes[0] if self.shapes else ()
 
 
 @dataclass(frozen=True)
@@ -101,46 +111,84 @@ class Course:
         return tuple(found[position] for position in sorted(found))
 
 
-def evaluation_of(graph: Graph) -> Course:
-    """Return what runs in evaluation mode."""
+def evaluation_of(graph: Graph, at_places: Collection[str]) -> Course:
+    """Return what runs in evaluation mode.
+
+    Args:
+        graph: The network.
+        at_places: Names of the linear layers that work at each place of an image.
+    """
     steps = []
+    writes: dict[int, list[int]] = defaultdict(list)  # by piece of memory
     for position, layer in enumerate(graph.layers):
-        inputs = tuple(dict.fromkeys(read.value for reads in layer.reads for read in reads))
+        read = [read.value for read in layer.reads[0]]
+        inputs = tuple(value for one in read for value in _now_in(graph, one, writes))
+        if layer.in_place:
+            writes[graph.values[layer.outputs[0]].memory].append(layer.outputs[0])
         steps.append(
             Step(
                 _plain(layer.op),
                 layer.name,
                 inputs,
                 layer.outputs,
+                layer.path,
                 layer.settings,
-                graph.values[inputs[0]].shape[1:] if inputs else (),
+                tuple(graph.values[value].shape[1:] for value in inputs),
                 graph.values[layer.outputs[0]].shape[1:],
                 bool(layer.weights),
+                layer.name in at_places,
                 position,
             )
         )
     return Course(tuple(steps), graph.outputs)
 
 
-def training_of(graph: Graph) -> Course:
-    """Return what runs in training mode."""
+def _now_in(graph: Graph, value: int, writes: Mapping[int, Sequence[int]]) -> Sequence[int]:
+    """Return what a value holds after what was written in place through others of its memory."""
+    later = [one for one in writes[graph.values[value].memory] if one > value]
+    # What was written read what was there before, so that one write stands for both.
+    return later if len(later) == 1 else [value, *later]
+
+
+def training_of(graph: Graph, at_places: Collection[str]) -> Course:
+    """Return what runs in training mode.
+
+    Args:
+        graph: The network.
+        at_places: As for :func:`evaluation_of`.
+    """
     run = graph.training
-    lending = {layer.name for layer in graph.layers if layer.weights}
-    steps = [
-        Step(
-            _plain(layer.op),
-            layer.name,
-            layer.inputs,
-            layer.outputs,
-            layer.settings,
-            run.shapes[layer.inputs[0]] if layer.inputs else (),
-            run.shapes[layer.outputs[0]],
-            layer.name in lending,
-            position,
+    lending = {layer.name: bool(layer.weights) for layer in graph.layers}
+    steps = []
+    for position, layer in enumerate(run.layers):
+        shapes = tuple(run.shapes[value] for value in layer.inputs)
+        alone = _plain(layer.op) == "linear" and layer.name not in lending  # in training only
+        steps.append(
+            Step(
+                _plain(layer.op),
+                layer.name,
+                layer.inputs,
+                layer.outputs,
+                layer.path,
+                layer.settings,
+                shapes,
+                run.shapes[layer.outputs[0]],
+                lending.get(layer.name, alone),
+                layer.name in at_places or (alone and not is_vector(shapes[0])),
+                position,
+            )
         )
-        for position, layer in enumerate(run.layers)
-    ]
     return Course(tuple(steps), run.outputs)
+
+
+def is_vector(shape: Shape) -> bool:
+    """Return whether a value has one axis of more than one element, or none.
+
+    Examples:
+        >>> is_vector((16,)), is_vector((1, 1, 16)), is_vector((16, 7, 7))
+        (True, True, False)
+    """
+    return sum(size > 1 for size in shape) <= 1
 
 
 def _plain(op: str) -> str:

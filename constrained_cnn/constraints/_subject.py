@@ -1,14 +1,18 @@
 """What rules are judged on: the graph of a network, what is measured on it, records of its runs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from constrained_cnn.budget import Budget, measure_budget
 from constrained_cnn.constraints._steps import Course, evaluation_of, training_of
+from constrained_cnn.errors import ConstrainedCNNError
 from constrained_cnn.graph import Graph
 from constrained_cnn.receptive_field import LayerField, ReceptiveField, measure_receptive_field
 from constrained_cnn.record import RunRecord
+
+_MOST_NAMES = 12
 
 
 class CannotTellError(Exception):
@@ -33,39 +37,109 @@ class Subject:
         return measure_budget(self.graph)
 
     @cached_property
-    def field(self) -> ReceptiveField:
-        """What its units see, up to the last that stand at places of the image."""
-        return measure_receptive_field(self.graph)
-
-    @cached_property
-    def sheet(self) -> ReceptiveField:
-        """What the units of every layer see, where it can be said and where it cannot.
+    def fields(self) -> tuple[ReceptiveField, ...]:
+        """What its units see of each image, up to the last that stand at places of it.
 
         Raises:
-            CannotTellError: If no layer runs.
+            CannotTellError: If there are operations nobody has described.
         """
-        if not self.graph.layers:
-            raise CannotTellError("no layer runs")
-        return measure_receptive_field(self.graph, layer=self.graph.layers[0].name)
+        self.check_known()
+        return tuple(measure_receptive_field(self.graph, image=image) for image in self._images)
 
     @cached_property
-    def fields(self) -> Mapping[str, LayerField]:
-        """What the units of each layer see, by its name; layers of other inputs are not in it."""
-        return {row.name: row for row in self.sheet.layers}
+    def sheets(self) -> tuple[ReceptiveField, ...]:
+        """What the units of every layer see of each image, where it can be said and where not."""
+        found = []
+        for image, first in self._images.items():
+            if first is not None:
+                found.append(measure_receptive_field(self.graph, layer=first, image=image))
+        return tuple(found)
+
+    @cached_property
+    def rows(self) -> Mapping[str, tuple[LayerField, ...]]:
+        """What the units of each layer see, by its name, once for each image they depend on."""
+        found: dict[str, tuple[LayerField, ...]] = {}
+        for sheet in self.sheets:
+            for row in sheet.layers:
+                found[row.name] = (*found.get(row.name, ()), row)
+        return found
+
+    @cached_property
+    def _images(self) -> Mapping[int, str | None]:
+        """The inputs that are images, and the first layer that depends on each."""
+        found: dict[int, str | None] = {}
+        for image, value in enumerate(self.graph.inputs):
+            if len(self.graph.values[value].shape) > 2:
+                readers = (one.name for one in self.graph.layers if value in one.sources)
+                found[image] = next(readers, None)
+        return found
 
     @cached_property
     def evaluation(self) -> Course:
         """The operations in evaluation mode."""
-        return evaluation_of(self.graph)
+        return evaluation_of(self.graph, self._at_places)
 
     @cached_property
     def training(self) -> Course:
         """The operations in training mode.
 
         Raises:
-            CannotTellError: If the network cannot run in training mode.
+            CannotTellError: If the network cannot run in training mode, or cannot be followed.
         """
-        problem = self.graph.training.problem
-        if problem:
-            raise CannotTellError(f"the network does not run in training mode: {problem}")
-        return training_of(self.graph)
+        run = self.graph.training
+        if run.problem:
+            raise CannotTellError(f"the network does not run in training mode: {run.problem}")
+        if not run.outputs:
+            raise CannotTellError("what the network gives in training mode could not be followed")
+        return training_of(self.graph, self._at_places)
+
+    @property
+    def courses(self) -> tuple[Course, ...]:
+        """What runs in evaluation mode, and in training mode where it runs in that."""
+        if self.graph.training.problem:
+            return (self.evaluation,)
+        return self.evaluation, self.training
+
+    def check_known(self) -> None:
+        """Raise if there are operations nobody has described.
+
+        Raises:
+            CannotTellError: Naming them.
+        """
+        if self.graph.unknown:
+            raise CannotTellError(f"nobody has described {listed(self.graph.unknown)}")
+
+    @cached_property
+    def _at_places(self) -> frozenset[str]:
+        """Names of the linear layers that work at each place of an image and mix no places."""
+        shapes = self.graph.values
+        linear = {
+            layer.name
+            for layer in self.graph.layers
+            if layer.op in ("linear", "addmm")
+            and math.prod(shapes[layer.outputs[0]].shape[:-1]) > 1
+        }
+        if not linear:
+            return frozenset()
+        try:
+            return frozenset(name for name in linear if any(map(_stays, self.rows.get(name, ()))))
+        except ConstrainedCNNError:  # no field can be given; then by its shape
+            return frozenset(linear)
+
+
+def _stays(row: LayerField) -> bool:
+    """Whether a layer works at each place: it sees no more than what it reads."""
+    units = [axis.units for axis in row.axes]
+    return not row.problem and any(units) and all(growth == 0 for growth in row.growth)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in one line, the first dozen of them.
+
+    Examples:
+        >>> listed(str(i) for i in range(15))
+        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more'
+    """
+    every = list(names)
+    more = len(every) - _MOST_NAMES
+    return ", ".join(every[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,6 +1,7 @@
 """Carry fields through a graph: from the input to every value, axis by axis. Without torch."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -12,7 +13,7 @@ from constrained_cnn.receptive_field._axis import AxisField
 from constrained_cnn.receptive_field._digits import Digit, Field, Spot
 from constrained_cnn.receptive_field._positions import PositionField
 
-POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp") for n in (1, 2, 3))
+_POOLS = re.compile(r"(adaptive_)?(max|avg|lp)_pool[123]d(_with_indices)?")
 _MOST_UNITS = 20_000
 
 
@@ -284,9 +285,15 @@ def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> S
     stage = _union([spot.stage for spot in main], units)
     if isinstance(stage, PositionField):  # of two branches only one went through a pool
         stage = None
-    if layer.op in POOLS and stage is not None:
+    if is_pool(layer, shape) and stage is not None:
         stage = AxisField()
     return Spot(digits, field, local, stage, problem, length)
+
+
+def is_pool(layer: Layer, shape: Sequence[int]) -> bool:
+    """Return whether a layer that gives this shape begins a stage: pools, and not the whole map."""
+    found = _POOLS.fullmatch(layer.op)
+    return found is not None and (found[1] is None or max(shape[2:], default=1) > 1)
 
 
 def _on_one_axis(arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Sequence[_Arrival]:

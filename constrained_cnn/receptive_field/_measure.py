@@ -17,7 +17,7 @@ from constrained_cnn.receptive_field._faces import (
     sheet_of,
     table_of,
 )
-from constrained_cnn.receptive_field._flow import POOLS, Place, Places, places
+from constrained_cnn.receptive_field._flow import Place, Places, is_pool, places
 from constrained_cnn.receptive_field._layers import Axis, LayerField
 from constrained_cnn.table import Table
 from constrained_cnn.tracing import as_graph
@@ -42,6 +42,8 @@ class ReceptiveField:
         layers: One row for each operation that ran, in order.
         shown: How many of them the table and the sheet show: those up to the layer that was asked
             for; None for all.
+        pools: The fields of what each pool reads, under the pool's name. ``axes[0].size`` is the
+            absolute size and ``axes[0].stage.size`` that of the stage.
     """
 
     model: str
@@ -50,18 +52,7 @@ class ReceptiveField:
     axes: tuple[Axis, ...]
     layers: tuple[LayerField, ...]
     shown: int | None = None
-
-    @property
-    def pools(self) -> tuple[LayerField, ...]:
-        """The fields of what each pool reads, under the pool's name.
-
-        ``axes[0].size`` is the absolute size and ``axes[0].stage.size`` that of the stage.
-        """
-        before: list[LayerField] = []
-        for row, ahead in zip(self.layers[1:], self.layers, strict=False):
-            if row.op in POOLS:
-                before.append(LayerField(row.name, row.path, row.op, ahead.axes))
-        return tuple(before)
+    pools: tuple[LayerField, ...] = ()
 
     @property
     def first_to_see_all(self) -> str | None:
@@ -218,6 +209,7 @@ def measure_receptive_field(
         _axes(graph, value, found[value]),
         tuple(_row(graph, one, found) for one in placed),
         None if layer is None else asked,
+        tuple(_before(graph, one, found) for one in placed if _pools(graph, one)),
     )
 
 
@@ -278,6 +270,18 @@ def _row(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:
         tuple(growth),
         tuple(whole),
     )
+
+
+def _pools(graph: Graph, layer: Layer) -> bool:
+    return is_pool(layer, graph.values[layer.outputs[0]].shape)
+
+
+def _before(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:
+    """Return the field of what a pool reads, under the pool's name."""
+    value = next(read.value for read in layer.reads[0] if found[read.value])
+    problem = next((place.problem for place in found[value] if place.problem), "")
+    axes = _axes(graph, value, found[value])
+    return LayerField(layer.name, layer.path, layer.op, axes, problem=problem)
 
 
 def _growth(axis: Axis, before: Sequence[Axis]) -> int | None:

@@ -42,6 +42,15 @@ def undisturbed() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
+def states_of_others() -> dict[str, object]:
+    """Return where random numbers of numpy and Python stand, to see whether some are drawn."""
+    of_numpy = np.random.get_state()  # noqa: NPY002
+    return {
+        "numpy.random": (np.asarray(of_numpy[1]).tobytes(), *of_numpy[2:]),
+        "random": random.getstate(),
+    }
+
+
 @contextmanager
 def _no_default_device() -> Iterator[None]:
     """Start without a default device, and put back whatever there was.

@@ -13,7 +13,7 @@ _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "gro
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
 _POOL = ("input", "kernel_size", "stride", "padding")
 _ADAPTIVE = ("input", "output_size", "return_indices")
-_DROPOUTS = (
+DROPOUTS = (
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
     *("alpha_dropout", "feature_alpha_dropout"),
 )
@@ -33,7 +33,10 @@ _NAMES = {
         ["lstm", "gru", "rnn_tanh", "rnn_relu"],
         ("input", "hx", "weights", "bias", "num_layers", "dropout", "training"),
     ),
-    **dict.fromkeys(_DROPOUTS, ("input", "p", "training")),
+    **dict.fromkeys(DROPOUTS, ("input", "p", "training")),
+    **dict.fromkeys(["clamp", "clip"], ("input", "min", "max")),
+    "clamp_min": ("input", "min"),
+    "clamp_max": ("input", "max"),
     "channel_shuffle": ("input", "groups"),
     "pixel_shuffle": ("input", "upscale_factor"),
     "pixel_unshuffle": ("input", "downscale_factor"),

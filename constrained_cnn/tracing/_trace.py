@@ -20,7 +20,7 @@ from constrained_cnn.errors import (
     reason_of,
 )
 from constrained_cnn.graph import Graph, TrainingRun, Weight
-from constrained_cnn.tracing._around import undisturbed
+from constrained_cnn.tracing._around import states_of_others, undisturbed
 from constrained_cnn.tracing._call import tensors
 from constrained_cnn.tracing._copy import copied
 from constrained_cnn.tracing._export import replay
@@ -288,11 +288,13 @@ def _train(
         type(model).__name__, shadow, list(tensors((args, kwargs))), batch=BATCH
     )
     with torch.enable_grad(), recorder.watching():
+        before = states_of_others()
         try:
             outputs = shadow(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the evaluation graph stands
             return recorder.run(problem=reason_of(error)), recorder
-    return recorder.run(outputs), recorder
+    draws = [name for name, state in states_of_others().items() if state != before[name]]
+    return recorder.run(outputs, draws=draws), recorder
 
 
 def _idle(
@@ -303,10 +305,18 @@ def _idle(
     lenders = {name.rpartition(".")[0] for number in read for name in weights[number].names}
     busy = recorded.ran | trained.ran | lenders
     return {
-        path: type(module).__name__
+        path: _kind(module)
         for path, module in shadow.named_modules(remove_duplicate=False)
         if path and path not in busy and next(module.children(), None) is None
     }
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the name of a module's class, and of the class of torch's that it derives from."""
+    own = type(module)
+    base = next((one for one in own.__mro__ if one.__module__.startswith("torch.nn.")), own)
+    derived = base not in (own, nn.Module)
+    return f"{own.__name__}, a {base.__name__}" if derived else own.__name__
 
 
 def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:

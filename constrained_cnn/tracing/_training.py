@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from constrained_cnn.graph import TrainingLayer, TrainingRun
 from constrained_cnn.tracing._call import Call, tensors
 from constrained_cnn.tracing._rules import SOURCES
-from constrained_cnn.tracing._settings import settings_of
+from constrained_cnn.tracing._settings import DROPOUTS, settings_of
 from constrained_cnn.tracing._watcher import Watcher, on_meta, operation_name, run
 
 # Of these a network can make a dropout of its own.
@@ -42,6 +42,7 @@ class TrainingRecorder(Watcher):
         self._depends: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
         self._numbers: dict[int, int] = {}
         self._shapes: list[tuple[int, ...]] = []
+        self._writes: dict[int, list[int]] = {}  # by piece of memory: what was written in place
         self._turns: Counter[tuple[str, str]] = Counter()
         self._draws: list[str] = []
         for tensor in inputs:
@@ -60,21 +61,26 @@ class TrainingRecorder(Watcher):
         with saved_tensors_hooks(self._save, lambda tensor: tensor), super().watching():
             yield
 
-    def run(self, outputs: Any = (), problem: str = "") -> TrainingRun:
-        """Return what was seen of a network that gave ``outputs``."""
+    def run(self, outputs: Any = (), problem: str = "", draws: Sequence[str] = ()) -> TrainingRun:
+        """Return what was seen of a network that gave ``outputs``.
+
+        Args:
+            outputs: What it gave.
+            problem: Why it did not run to its end.
+            draws: Random numbers of others that it drew.
+        """
         layers = (
             replace(layer, saved=saved)
             for layer, saved in zip(self._layers, self._saved, strict=True)
             if layer is not None
         )
-        given = (self._numbers.get(id(tensor)) for tensor in tensors(outputs))
         return TrainingRun(
             tuple(layers),
             self._constant,
             problem,
             tuple(self._shapes),
-            tuple(number for number in given if number is not None),
-            tuple(self._draws),
+            tuple(number for tensor in tensors(outputs) for number in self._now_in(tensor)),
+            (*self._draws, *draws),
         )
 
     def __torch_function__(
@@ -82,11 +88,11 @@ class TrainingRecorder(Watcher):
     ) -> Any:
         kwargs = kwargs or {}
         sources = list(tensors((args, kwargs)))
-        given = tuple(self._numbers[id(t)] for t in sources if id(t) in self._depends)
+        given = tuple(number for tensor in sources for number in self._now_in(tensor))
         op = operation_name(func)
         if op in _DRAWS:
             self._draws.append(f"{self.path}: {op}" if self.path else op)
-        if not given:
+        if not given and op not in DROPOUTS:  # which may drop a weight, or a mask of ones
             return func(*args, **kwargs)
         args, kwargs = on_meta(sources, args, kwargs)
         position = len(self._layers)
@@ -108,7 +114,20 @@ class TrainingRecorder(Watcher):
             given,
             self._turns[self.path, op],
         )
+        for tensor in made:
+            if any(tensor is source for source in sources):
+                memory = tensor.untyped_storage()._cdata
+                self._writes.setdefault(memory, []).append(self._numbers[id(tensor)])
         return outcome
+
+    def _now_in(self, tensor: Tensor) -> list[int]:
+        """Return the value that a tensor holds; more than one after writes through its views."""
+        if id(tensor) not in self._depends:
+            return []
+        own = self._numbers[id(tensor)]
+        later = [n for n in self._writes.get(tensor.untyped_storage()._cdata, ()) if n > own]
+        # What was written read what was there before, so that one write stands for both.
+        return later if len(later) == 1 else [own, *later]
 
     def _new_value(self, tensor: Tensor) -> int:
         number = len(self._shapes)
