@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from constrained_cnn.constraints import Count, Macs
 from constrained_cnn.errors import InvalidInputError, TracingError
 from constrained_cnn.sizing import Fit, Fits, fit_widths
 from constrained_cnn.sizing._costs import Factory, recover_costs
@@ -150,7 +151,11 @@ def test_factories_that_fail() -> None:
         ({"order": {"a": 3, "b": 0}}, "order: b=0: must be an integer of at least 1"),
         ({"count": 0}, "count=0: must be an integer of at least 1"),
         ({"where": 3}, "where=3: must be a function, or None"),
-        ({"accept": "yes"}, "accept='yes': must be a function, or None"),
+        ({"rules": "yes"}, "constraints='yes': must be one of"),
+        (
+            {"limits": {"macs": 400}, "rules": Macs(at_least=401)},
+            "macs must be at least 401 and at most 400: they contradict each other",
+        ),
         ({"input_shape": None}, "give either the shape of one sample"),
     ],
 )
@@ -187,8 +192,16 @@ def test_more_than_can_be_searched() -> None:
 
 def test_answers_that_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("constrained_cnn.sizing._fit.MOST_BUILT", 3)
-    with pytest.raises(InvalidInputError, match="after making 3 networks, of which 0 were accep"):
-        fit(accept=lambda graph: False)
+    with pytest.raises(InvalidInputError, match="after making 3 networks, of which 3 keep all"):
+        fit(count=100)
+
+
+def test_a_network_that_never_keeps_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constrained_cnn.sizing._fit.MOST_REFUSED", 3)
+    with pytest.raises(InvalidInputError, match="the best 3 networks") as raised:
+        fit(rules=Count("dropout", at_least=1))
+    assert "dropout, required at least 1, measured 0" in str(raised.value)
+    assert "say by where= which widths may be" in str(raised.value)
 
 
 def test_why_there_are_none() -> None:

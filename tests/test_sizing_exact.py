@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 
 from constrained_cnn.blocks import ConvBNDrop, GAPHead, Transition1x1
 from constrained_cnn.budget import measure_budget
-from constrained_cnn.graph import Graph
+from constrained_cnn.constraints import (
+    Epochs,
+    Finding,
+    Macs,
+    Parameters,
+    Rule,
+    Subject,
+    WeightBytes,
+)
 from constrained_cnn.sizing import Fits, fit_widths
 
 Make = Callable[..., nn.Module]
@@ -347,20 +356,49 @@ def test_no_network_of_seven_widths_up_to_64_that_chance_finds_is_better() -> No
     assert all(fit.criterion <= other + 1e-9 for fit, other in zip(fits, others, strict=False))
 
 
-def test_what_accept_refuses_is_left_out_and_the_search_goes_on() -> None:
-    def wide_at_the_end(graph: Graph) -> bool:
-        return graph.values[graph.layers[-1].reads[0][0].value].shape[1] >= 4
+@dataclass(frozen=True)
+class WideAtTheEnd(Rule):
+    """The last layer is given at least four channels."""
 
-    def fits(count: int, accept: Any = None) -> Fits:
+    title = "the end"
+    required = "at least 4"
+
+    def find(self, subject: Subject) -> Finding:
+        graph = subject.graph
+        width = graph.values[graph.layers[-1].reads[0][0].value].shape[1]
+        return self.finding(width >= 4, str(width))
+
+
+def test_what_breaks_a_rule_is_left_out_and_the_search_goes_on() -> None:
+    def fits(count: int, rules: Any = None) -> Fits:
         ranges = {name: range(1, 6) for name in NAMES}
         return fit_widths(
-            chain, ranges, IMAGE, target={"parameters": 150}, count=count, accept=accept
+            chain, ranges, IMAGE, target={"parameters": 150}, count=count, rules=rules
         )
 
     every = [fit.widths for fit in fits(125)]
     assert len(every) == 125
-    found = [fit.widths for fit in fits(6, wide_at_the_end)]
+    found = [fit.widths for fit in fits(6, WideAtTheEnd())]
     assert found == [widths for widths in every if widths["c"] >= 4][:6]
+    on_a_run = Epochs(exactly=19)  # which no network can keep or break
+    assert [fit.widths for fit in fits(6, [WideAtTheEnd(), on_a_run])] == found
+
+
+def test_rules_on_costs_bound_the_search() -> None:
+    every = measured("chain")
+    ranges = {name: range(1, 6) for name in NAMES}
+    rules = [Parameters(near=150, within=20), Macs(at_most=6_000) & WeightBytes(at_least=500)]
+    fits = fit_widths(chain, ranges, IMAGE, target={"macs": 10**9}, count=None, rules=rules)
+    kept = [
+        cost["macs"]
+        for cost in every.values()
+        if 130 <= cost["parameters"] <= 170
+        and cost["macs"] <= 6_000
+        and cost["weight_bytes"] >= 500
+    ]
+    assert kept
+    assert {fit.quantities["macs"] for fit in fits} == {max(kept)}
+    assert fits.limits["parameters"] == (130, 170)
 
 
 @pytest.mark.parametrize("quantity", ["macs", "weight_bytes"])

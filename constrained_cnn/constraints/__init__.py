@@ -7,7 +7,7 @@
 True
 """
 
-from constrained_cnn.constraints._check import check
+from constrained_cnn.constraints._check import as_constraints, check
 from constrained_cnn.constraints._constraints import Constraints
 from constrained_cnn.constraints._costs import Macs, Memory, Parameters, WeightBytes
 from constrained_cnn.constraints._fields import CoversInput, FieldAtPools, FieldSize
@@ -83,6 +83,7 @@ __all__ = [
     "TestUnseen",
     "Verdict",
     "WeightBytes",
+    "as_constraints",
     "check",
     "constraints_from_dict",
     "get_constraints",

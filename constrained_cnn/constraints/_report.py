@@ -45,13 +45,19 @@ class Report:
 
         Where none is judged it cannot be told.
         """
-        judged = [finding.verdict for finding in self.findings if finding.judged]
-        return all_of(judged) if judged else Verdict.CANNOT_TELL
+        if not self.judged:
+            return Verdict.CANNOT_TELL
+        return all_of(finding.verdict for finding in self.judged)
 
     @property
     def ok(self) -> bool | None:
         """True, False, or None if it cannot be told."""
         return self.verdict.ok
+
+    @property
+    def judged(self) -> tuple[Finding, ...]:
+        """The findings of the rules that count."""
+        return tuple(finding for finding in self.findings if finding.judged)
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -64,7 +70,7 @@ class Report:
         return self._of(Verdict.CANNOT_TELL)
 
     def _of(self, verdict: Verdict) -> tuple[Finding, ...]:
-        return tuple(one for one in self.findings if one.judged and one.verdict is verdict)
+        return tuple(finding for finding in self.judged if finding.verdict is verdict)
 
     def raise_if_failed(self) -> None:
         """Raise if a rule is broken, or if of one it cannot be told.
@@ -90,12 +96,11 @@ class Report:
 
     def summary(self) -> str:
         """Return in one line how many rules are kept."""
-        judged = [finding for finding in self.findings if finding.judged]
-        kept = sum(finding.verdict is Verdict.PASS for finding in judged)
-        parts = [f"{kept} of {len(judged)} rules kept"]
+        kept = sum(finding.verdict is Verdict.PASS for finding in self.judged)
+        parts = [f"{kept} of {len(self.judged)} rules kept"]
         parts += [f"{len(self.failed)} broken"] if self.failed else []
         parts += [f"{len(self.unclear)} cannot be told"] if self.unclear else []
-        aside = len(self.findings) - len(judged)
+        aside = len(self.findings) - len(self.judged)
         parts += [f"{aside} on a run, not judged without its record"] if aside else []
         return f"{self.model}: {', '.join(parts)} ({self.constraints})"
 

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from constrained_cnn.constraints import Constraints, Report, Rule, as_constraints, check
 from constrained_cnn.errors import InvalidInputError, check_integer, check_known_keys
 from constrained_cnn.graph import Graph
 from constrained_cnn.sizing._costs import PEAKS, QUANTITIES, Cost, Factory, recover_costs, say_wrong
 from constrained_cnn.sizing._fits import Fit, Fits, Limits, say_amount
+from constrained_cnn.sizing._limits import joined, limits_of
 from constrained_cnn.sizing._order import Order, as_order, check_order
 from constrained_cnn.sizing._polynomial import Factor
 from constrained_cnn.sizing._search import Found, Search
@@ -18,10 +20,10 @@ from constrained_cnn.sizing._space import Point, Space, as_space
 from constrained_cnn.sizing._stages import Problem
 
 MOST_BUILT = 2_000
+MOST_REFUSED = 300
 _MOST = 10**18
 
 Where = Callable[[Mapping[str, int]], bool]
-Accept = Callable[[Graph], bool]
 
 
 def fit_widths(
@@ -35,7 +37,7 @@ def fit_widths(
     order: str | Mapping[str, int] = "even",
     count: int | None = 10,
     where: Where | None = None,
-    accept: Accept | None = None,
+    rules: Constraints | Rule | Sequence[Rule] | str | None = None,
 ) -> Fits:
     """Return the widths whose networks meet every limit and are nearest to a target, best first.
 
@@ -64,7 +66,9 @@ def fit_widths(
             Of those that are equal in this too, the lesser widths come first.
         count: How many answers; None for all that are as near to the target as can be.
         where: Whether widths may be, given by name; asked before a network is made.
-        accept: Whether a network may be, given its graph; the search goes on for others.
+        rules: What every answer must keep, as :func:`constrained_cnn.constraints.check` takes them.
+            Rules on costs bound the search; of the others each network that is found is asked, and
+            the search goes on where it breaks one. Rules on a run do not count.
 
     Raises:
         InvalidInputError: If an argument breaks a rule, if a quantity is no polynomial of the
@@ -93,9 +97,10 @@ def fit_widths(
     bounds = _checked_limits(limits)
     check_order(order, space)
     most = None if count is None else check_integer("count", count, minimum=1)
-    for name, function in (("where", where), ("accept", accept)):
-        if function is not None and not callable(function):
-            raise InvalidInputError(f"{name}={function!r}: must be a function, or None")
+    if where is not None and not callable(where):
+        raise InvalidInputError(f"where={where!r}: must be a function, or None")
+    kept = None if rules is None else as_constraints(rules)
+    bounds = joined(bounds, limits_of(kept))
     factory = Factory(make, space, input_shape, inputs)
     by_macs = ["macs"] if order in ("fewest macs", "most macs") else []
     costs = recover_costs(factory, list(dict.fromkeys([quantity, *bounds, *by_macs])))
@@ -107,8 +112,8 @@ def fit_widths(
         found = search.nearest(wanted, *bounds.get(quantity, (None, None)))
     if where is not None:
         found = (one for one in found if where(space.widths(one.point)))
-    answers = _answers(found, factory, costs, criterion, (quantity, wanted), most, accept)
-    note = why or _note(answers, most, where is not None or accept is not None)
+    answers = _answers(found, factory, costs, criterion, (quantity, wanted), most, kept)
+    note = why or _note(answers, most, where is not None or kept is not None)
     return Fits(quantity, wanted, bounds, criterion.words, answers, factory.traces, note)
 
 
@@ -225,19 +230,24 @@ def _answers(
     order: Order,
     target: tuple[str, int],
     count: int | None,
-    accept: Accept | None,
+    rules: Constraints | None,
 ) -> tuple[Fit, ...]:
     """Make and measure the networks that were found, until there are enough."""
     answers: list[Fit] = []
-    built = 0
+    built, refused = 0, 0
     for one in found:
         if count is None and answers and one.distance > answers[-1].distance:
             break
         built += 1
         _check_built(built, len(answers))
         graph = _built(factory, costs, one.point)
-        if accept is not None and not accept(graph):
-            continue
+        if rules is not None:
+            report = check(graph, constraints=rules)
+            if report.ok is not True and report.judged:
+                refused += 1
+                _check_refused(refused, factory.space.say(one.point), report)
+                continue
+            refused = 0
         widths, totals = factory.space.widths(one.point), factory.totals(one.point)
         quantity, wanted = target
         answers.append(Fit(widths, totals, totals[quantity] - wanted, order.value(one.order)))
@@ -258,8 +268,17 @@ def _built(factory: Factory, costs: Mapping[str, Cost], point: Point) -> Graph:
 def _check_built(built: int, accepted: int) -> None:
     if built > MOST_BUILT:
         raise InvalidInputError(
-            f"count: gave up after making {MOST_BUILT:,} networks, of which {accepted:,} were "
-            "accepted; ask for fewer, or narrow the ranges or limits"
+            f"count: gave up after making {MOST_BUILT:,} networks, of which {accepted:,} keep all "
+            "rules; ask for fewer, or narrow the ranges or limits"
+        )
+
+
+def _check_refused(refused: int, where: str, report: Report) -> None:
+    if refused == MOST_REFUSED:
+        raise InvalidInputError(
+            f"rules: the best {MOST_REFUSED} networks that meet the limits break one, the last of "
+            f"them at {where}: {report.explain()}\nChange what make gives, leave the rule out, or "
+            "say by where= which widths may be"
         )
 
 

@@ -44,9 +44,9 @@ def undisturbed() -> Iterator[None]:
 
 def states_of_others() -> dict[str, object]:
     """Return where random numbers of numpy and Python stand, to see whether some are drawn."""
-    of_numpy = np.random.get_state()  # noqa: NPY002
+    of_numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     return {
-        "numpy.random": (np.asarray(of_numpy[1]).tobytes(), *of_numpy[2:]),
+        "numpy.random": (of_numpy["key"].tobytes(), of_numpy["pos"]),
         "random": random.getstate(),
     }
 
