@@ -41,6 +41,7 @@ from constrained_cnn.constraints._runs import (
     Seeds,
     TestUnseen,
 )
+from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._table import register_rule, rule_kinds
 from constrained_cnn.constraints._verdict import Verdict
@@ -58,6 +59,7 @@ __all__ = [
     "Constraints",
     "ConvsBeforePool",
     "Count",
+    "Course",
     "CoversInput",
     "DataSet",
     "Distance",
@@ -79,6 +81,7 @@ __all__ = [
     "Report",
     "Rule",
     "Seeds",
+    "Step",
     "Subject",
     "TestUnseen",
     "Verdict",

@@ -114,8 +114,7 @@ class Memory(Measured):
     Attributes:
         accounting: ``"inference peak"``: the most bytes of activations that live at once, as the
             network runs; ``"int8 peak"``: the same, an element one byte and batch norms folded;
-            ``"saved for backward"``; or the name of another of
-            :attr:`constrained_cnn.budget.Memory.peaks`.
+            ``"saved for backward"``; or the name of another of the budget's peaks.
 
     Examples:
         >>> Memory(at_most=64_000, accounting="int8 peak").title
