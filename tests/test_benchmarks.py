@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import accuracy_table, cost_and_field, layout_error, source_way, step_time
+from benchmarks import (
+    accuracy_table,
+    cost_and_field,
+    layout_error,
+    rules_and_widths,
+    source_way,
+    step_time,
+)
 from constrained_cnn import data, models
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
@@ -167,3 +174,14 @@ def test_tools_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(exact) == set(cost_and_field.CASES)
     assert content["chains"][0]["layers"] == 3
     assert "constrained_cnn" in capsys.readouterr().out
+
+
+def test_rules_are_timed_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    chosen = ["trace", "check, 22 rules"]
+    rules_and_widths.main(["--repeats", "2", "--out", str(out), "--only", *chosen])
+    content = json.loads(out.read_text())
+    assert {name: len(every) for name, every in content["seconds"].items()} == dict.fromkeys(
+        chosen, 2
+    )
+    assert content["environment"]["packages"]["torch"] == torch.__version__
