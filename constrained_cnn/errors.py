@@ -28,6 +28,7 @@ __all__ = [
     "check_probability",
     "closest",
     "reason_of",
+    "say_value",
 ]
 
 
@@ -131,7 +132,7 @@ def check_integer(
     too_low = number is not None and minimum is not None and number < minimum
     too_high = number is not None and maximum is not None and number > maximum
     if number is None or too_low or too_high:
-        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+        raise InvalidInputError(f"{name}={say_value(value)}: must be {wanted}")
     return number
 
 
@@ -145,7 +146,7 @@ def check_number(
     """
     wanted = "a finite number" + _limits(minimum, maximum)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+        raise InvalidInputError(f"{name}={say_value(value)}: must be {wanted}")
     try:
         number = float(value)
     except OverflowError:
@@ -153,7 +154,7 @@ def check_number(
     too_low = minimum is not None and number < minimum
     too_high = maximum is not None and number > maximum
     if not math.isfinite(number) or too_low or too_high:
-        raise InvalidInputError(f"{name}={value!r}: must be {wanted}")
+        raise InvalidInputError(f"{name}={say_value(value)}: must be {wanted}")
     return number
 
 
@@ -168,7 +169,9 @@ def check_probability(name: str, value: Any) -> float:
     except InvalidInputError:
         number = 1.0
     if number >= 1.0:
-        raise InvalidInputError(f"{name}={value!r}: must be a probability, 0 <= {name} < 1")
+        raise InvalidInputError(
+            f"{name}={say_value(value)}: must be a probability, 0 <= {name} < 1"
+        )
     return number
 
 
@@ -188,7 +191,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         hint = closest(value, choices) if isinstance(value, str) else ""
-        raise InvalidInputError(f"{name}={value!r}: must be one of {listed}{hint}")
+        raise InvalidInputError(f"{name}={say_value(value)}: must be one of {listed}{hint}")
     return value
 
 
@@ -205,7 +208,7 @@ def check_flag(name: str, value: Any) -> bool:
         constrained_cnn.errors.InvalidInputError: bias='no': must be True or False
     """
     if not isinstance(value, bool):
-        raise InvalidInputError(f"{name}={value!r}: must be True or False")
+        raise InvalidInputError(f"{name}={say_value(value)}: must be True or False")
     return value
 
 
@@ -220,6 +223,19 @@ def check_known_keys(name: str, keys: Iterable[str], known: Collection[str]) -> 
             listed = ", ".join(sorted(known))
             hint = closest(str(key), known)
             raise InvalidInputError(f"{name}: unknown key {key!r}{hint} (known keys: {listed})")
+
+
+def say_value(value: Any) -> str:
+    """Return a value as Python writes it; its kind where that is too long or too deep.
+
+    Examples:
+        >>> say_value("a"), say_value(10**5_000)
+        ("'a'", 'a int')
+    """
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
+        return f"a {type(value).__name__}"
 
 
 def _limits(minimum: float | None, maximum: float | None) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from constrained_cnn.constraints._constraints import Constraints
 from constrained_cnn.constraints._reading import get_constraints, load_constraints
 from constrained_cnn.constraints._report import Report
-from constrained_cnn.constraints._rule import Rule
+from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import Subject
 from constrained_cnn.errors import InvalidInputError, TracingError, check_flag
 from constrained_cnn.graph import Graph
@@ -63,9 +63,12 @@ def check(
     graph = _graph(model, input_shape, inputs)
     subject = Subject(graph, records)
     _check_records(subject)
-    findings = [rule.judge(subject) for rule in rules]
+    try:
+        findings = [rule.judge(subject) for rule in rules]
+    except RecursionError as error:
+        raise InvalidInputError("rules: lie in one another too deep to be judged") from error
     if require_run:
-        findings = [replace(finding, judged=True) for finding in findings]
+        findings = list(map(_required, findings))
     return Report(
         graph.model,
         tuple(graph.values[number].shape[1:] for number in graph.inputs),
@@ -73,6 +76,11 @@ def check(
         tuple(findings),
         tuple(f"{record.recipe} seed {record.seed}" for record in records),
     )
+
+
+def _required(finding: Finding) -> Finding:
+    """Return a finding that counts, and so do its parts."""
+    return replace(finding, judged=True, parts=tuple(map(_required, finding.parts)))
 
 
 def as_constraints(constraints: Any) -> Constraints:

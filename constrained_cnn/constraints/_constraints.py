@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from constrained_cnn.constraints._rule import Rule
+from constrained_cnn.constraints._rule import Rule, check_text
 from constrained_cnn.errors import InvalidInputError
 
 
@@ -40,8 +40,7 @@ class Constraints:
                 hint = "; call it: a class makes a rule" if isinstance(rule, type) else ""
                 raise InvalidInputError(f"rules: {rule!r} is no rule{hint}")
         for name in ("name", "about"):
-            if not isinstance(getattr(self, name), str):
-                raise InvalidInputError(f"{name}={getattr(self, name)!r}: must be a text")
+            check_text(name, getattr(self, name))
         names = Counter(rule.name for rule in self.rules if rule.name)
         for name, times in names.items():
             if times > 1:
@@ -54,9 +53,11 @@ class Constraints:
     def __len__(self) -> int:
         return len(self.rules)
 
-    def __add__(self, other: "Constraints | Rule") -> "Constraints":
+    def __add__(self, other: "Constraints | Rule | Sequence[Rule]") -> "Constraints":
         """Return these rules and others; one that has the name of an earlier one replaces it."""
-        more = (other,) if isinstance(other, Rule) else tuple(other.rules)
+        if not isinstance(other, Constraints):
+            other = Constraints((other,) if isinstance(other, Rule) else other)
+        more = tuple(other.rules)
         named = {rule.name: rule for rule in more if rule.name}
         kept = tuple(named.pop(rule.name, rule) if rule.name else rule for rule in self.rules)
         new = tuple(rule for rule in more if not rule.name or rule.name in named)

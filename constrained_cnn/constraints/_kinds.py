@@ -263,7 +263,7 @@ def words_of(step: Step) -> str:
     """Return what a step is, in words: its kernel, and what makes it special.
 
     Examples:
-        >>> words_of(Step("conv2d", "last: conv2d", (0,), (1,), {"kernel_size": (3, 3)}))
+        >>> words_of(Step("conv2d", "a: conv2d", (0,), (1,), settings={"kernel_size": (3, 3)}))
         '3x3 conv2d'
     """
     window = window_of(step)

@@ -35,7 +35,7 @@ def check_cells(name: str, value: Cells) -> Cells:
     """Return a number of cells, or one for each axis, as it is; raise if it is neither."""
     if value is None:
         return None
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
         return tuple(check_integer(name, cells, minimum=0) for cells in value)
     return check_integer(name, value, minimum=0)
 
@@ -148,8 +148,10 @@ class Count(Measured):
             return False
         if self.narrows is None:
             return True
+        if not is_conv(step):
+            return False
         given, made = channels(step)
-        return is_conv(step) and (made < given) == self.narrows
+        return (made < given) == self.narrows
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,7 +178,7 @@ class Dropout(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_probability("p", self.p)
+        object.__setattr__(self, "p", check_probability("p", self.p))
         if self.drops is not None:
             check_choice("drops", self.drops, tuple(dict.fromkeys(DROPOUTS.values())))
         check_flag("off_in_evaluation", self.off_in_evaluation)
@@ -256,7 +258,8 @@ class Padding(Rule):
     @property
     def required(self) -> str:
         """What it asks for, in words."""
-        return f"{self.cells} each"
+        cells = self.cells
+        return f"{' x '.join(map(str, cells)) if isinstance(cells, tuple) else cells} each"
 
     def find(self, subject: Subject) -> Finding:
         """Return whether every one is padded so."""

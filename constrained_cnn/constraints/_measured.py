@@ -5,15 +5,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import Subject
 from constrained_cnn.constraints._verdict import Verdict
-from constrained_cnn.errors import InvalidInputError, check_integer, check_number
+from constrained_cnn.errors import InvalidInputError, check_integer, check_number, say_value
 
 Number = int | float
+Exact = int | float | Fraction
 Saying = Callable[[Number], str]
+
+_MOST = 10**18
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,20 @@ class Measured(Rule):
         super().__post_init__()
         if not isinstance(self.one_of, list | tuple):
             raise InvalidInputError(f"one_of={self.one_of!r}: must be a list of numbers")
-        object.__setattr__(self, "one_of", tuple(self.one_of))
         for name in ("at_least", "at_most", "exactly", "near", "within"):
             if getattr(self, name) is not None:
-                self._check(name, getattr(self, name))
-        for number in self.one_of:
-            self._check("one_of", number)
+                object.__setattr__(self, name, self._checked(name, getattr(self, name)))
+        allowed = tuple(self._checked("one_of", number) for number in self.one_of)
+        object.__setattr__(self, "one_of", allowed)
         self._check_together()
 
-    def _check(self, name: str, value: Number) -> None:
+    def _checked(self, name: str, value: Number) -> Number:
         lowest = 0 if name == "within" else self.lowest
         check = check_integer if self.whole else check_number
-        check(name, value, minimum=lowest)
+        number = check(name, value, minimum=lowest)
+        if abs(number) > _MOST:
+            raise InvalidInputError(f"{name}={say_value(number)}: must be at most {_MOST:,}")
+        return number
 
     def _check_together(self) -> None:
         given = [self.at_least, self.at_most, self.exactly, self.near, *self.one_of]
@@ -90,14 +96,9 @@ class Measured(Rule):
                 f"near={self.near!r}, within={self.within!r}: near says what to be near to and "
                 "within how far is near enough; give both"
             )
-        for number in (*([] if self.exactly is None else [self.exactly]), *self.one_of):
-            others = dataclasses.replace(self.limits, exactly=None, one_of=())
-            if not others.allow(number) and (self.exactly is not None or len(self.one_of) == 1):
-                raise InvalidInputError(
-                    f"{self._limits_said}: contradict each other: {number!r} is not allowed"
-                )
         low, high = self.limits.bounds
-        if low > high or (self.one_of and not any(map(self.limits.allow, self.one_of))):
+        only = self.one_of if self.exactly is None else (self.exactly,)
+        if low > high or (only and not any(map(self.limits.allow, only))):
             raise InvalidInputError(
                 f"{self._limits_said}: contradict each other: no number is allowed"
             )
@@ -142,6 +143,16 @@ class Measured(Rule):
         return self.finding(verdict, said, margin=margin, excess=excess, evidence=found.evidence)
 
 
+def _exact(number: Number) -> Exact:
+    """Return a number as it is written: 99.4 is 994 tenths, and no binary fraction near it."""
+    return Fraction(repr(number)) if isinstance(number, float) else number
+
+
+def _plain(number: Exact) -> Number:
+    whole = isinstance(number, Fraction) and number.denominator == 1
+    return int(number) if whole or isinstance(number, int) else float(number)
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits that hold together; the attributes are those of :class:`Measured`."""
@@ -154,17 +165,16 @@ class Limits:
     within: Number | None = None
 
     @property
-    def bounds(self) -> tuple[Number, Number]:
+    def bounds(self) -> tuple[Exact, Exact]:
         """The smallest and the largest number that every limit but ``one_of`` allows."""
         low = [self.at_least, self.exactly]
         high = [self.at_most, self.exactly]
+        lows = [_exact(number) for number in low if number is not None]
+        highs = [_exact(number) for number in high if number is not None]
         if self.near is not None and self.within is not None:
-            low.append(self.near - self.within)
-            high.append(self.near + self.within)
-        return (
-            max((n for n in low if n is not None), default=-math.inf),
-            min((n for n in high if n is not None), default=math.inf),
-        )
+            lows.append(_exact(self.near) - _exact(self.within))
+            highs.append(_exact(self.near) + _exact(self.within))
+        return max(lows, default=-math.inf), min(highs, default=math.inf)
 
     def allow(self, number: Number) -> bool:
         """Return whether the limits allow a number."""
@@ -173,10 +183,12 @@ class Limits:
     def margin(self, number: Number) -> Number:
         """Return by how much a number keeps the limits; negative by how much it breaks them."""
         low, high = self.bounds
-        margins = [number - low, high - number]
+        exact = _exact(number)
+        margins: list[Exact] = [exact - low, high - exact]
         if self.one_of:
-            margins.append(-min(abs(number - allowed) for allowed in self.one_of))
-        return min(margins)
+            allowed = map(_exact, self.one_of)
+            margins.append(max(exact - one if exact < one else one - exact for one in allowed))
+        return _plain(min(margins))
 
     def judge(
         self, numbers: Sequence[Number], *, at_least: bool = False
@@ -194,10 +206,11 @@ class Limits:
             kept = all(map(self.allow, numbers))
             return (Verdict.PASS if kept else Verdict.FAIL), margin
         low, high = self.bounds
-        high = min(high, max(self.one_of, default=math.inf))
-        if any(number > high for number in numbers):
+        high = min(high, max(map(_exact, self.one_of), default=math.inf))
+        if any(_exact(number) > high for number in numbers):
             return Verdict.FAIL, margin
-        kept = high == math.inf and not self.one_of and all(number >= low for number in numbers)
+        enough = all(_exact(number) >= low for number in numbers)
+        kept = high == math.inf and not self.one_of and enough
         return (Verdict.PASS if kept else Verdict.CANNOT_TELL), margin if kept else None
 
     def excess(self, numbers: Sequence[Number], say_number: Saying) -> str:
@@ -209,11 +222,8 @@ class Limits:
         """
         worst = min(numbers, key=self.margin)
         low, high = self.bounds
-        if worst > high:
-            return f"{say_number(worst - high)} over"
-        if worst < low:
-            return f"{say_number(low - worst)} under"
-        return f"{say_number(-self.margin(worst))} off"
+        where = "over" if _exact(worst) > high else "under" if _exact(worst) < low else "off"
+        return f"{say_number(-self.margin(worst))} {where}"
 
     def said(self, say_number: Saying) -> str:
         """Return the limits in words.

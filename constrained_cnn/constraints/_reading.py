@@ -4,7 +4,8 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ from typing import Any
 import tomli_w
 
 from constrained_cnn.constraints._constraints import Constraints
+from constrained_cnn.constraints._lines import line_of
 from constrained_cnn.constraints._rule import AllOf, AnyOf, Not, Rule
 from constrained_cnn.constraints._table import find_rule, rule_kinds
-from constrained_cnn.errors import InvalidInputError, check_choice, check_known_keys
+from constrained_cnn.errors import (
+    InvalidInputError,
+    check_choice,
+    check_known_keys,
+    reason_of,
+    say_value,
+)
 from constrained_cnn.record import write_atomically
 
 _KEYS = ("name", "about", "extends", "rules")
@@ -42,38 +50,62 @@ def constraints_from_dict(content: Mapping[str, Any], *, name: str = "rules") ->
         'at most 20,000'
     """
     if not isinstance(content, Mapping):
-        raise InvalidInputError(f"constraints={content!r}: must be a table")
-    check_known_keys("constraints", content, _KEYS)
+        raise InvalidInputError("constraints: must be a table of name, about, extends and rules")
+    with _at():
+        check_known_keys("constraints", content, _KEYS)
     given = content.get("rules", [])
     if not isinstance(given, list | tuple):
-        raise InvalidInputError(f"rules={given!r}: must be a list of tables, [[rules]] in TOML")
+        said = f"rules={say_value(given)}: must be a list of tables, [[rules]] in TOML"
+        raise SpecError(said, ("rules",))
     rules = []
-    for number, one in enumerate(given, start=1):
-        try:
+    for number, one in enumerate(given):
+        with _at("rules", number, say=f"rule {number + 1}: "):
             rules.append(rule_from_dict(one))
-        except InvalidInputError as error:
-            raise _RuleError(f"rule {number}: {error}", number) from error
-    base = content.get("extends")
+            if rules[-1].name in {rule.name for rule in rules[:-1] if rule.name}:
+                raise SpecError(f"2 rules have the name {rules[-1].name!r}; one may", ("name",))
     own = {key: content[key] for key in ("name", "about") if key in content}
-    if base is None:
-        return Constraints(tuple(rules), **{"name": name, **own})
-    if not isinstance(base, str):
-        raise InvalidInputError(f"extends={base!r}: must be the name of rules, such as 'mnist-12k'")
-    extended = get_constraints(base)
-    if rules:
-        extended = extended + Constraints(tuple(rules))
-    return dataclasses.replace(extended, **{"name": name, **own})
+    base = content.get("extends")
+    with _at():
+        if base is None:
+            return Constraints(tuple(rules), **{"name": name, **own})
+        check_choice("extends", base, list_constraints())
+        extended = get_constraints(base)
+        if rules:
+            extended = extended + Constraints(tuple(rules))
+        return dataclasses.replace(extended, **{"name": name, **own})
 
 
-class _RuleError(InvalidInputError):
-    """A rule is wrong; knows which."""
+class SpecError(InvalidInputError):
+    """Rules in plain data are wrong; knows where.
 
-    def __init__(self, message: str, number: int) -> None:
+    Attributes:
+        path: Keys and numbers that lead to what is wrong.
+    """
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
         super().__init__(message)
-        self.number = number
+        self.path = path
 
 
-def rule_from_dict(content: Mapping[str, Any]) -> Rule:
+@contextmanager
+def _at(*path: str | int, say: str = "") -> Iterator[None]:
+    """Let an error within know the path, and the key its message speaks of."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{say}{error}", (*path, *error.path)) from error
+    except InvalidInputError as error:
+        spoken = re.match(r"(?:.*: unknown key '([^']+)'|(\w+)=|(\w+):)", str(error))
+        key = next(filter(None, spoken.groups()), None) if spoken else None
+        raise SpecError(f"{say}{error}", (*path, *([key] if key else []))) from error
+    except RecursionError as error:
+        raise SpecError(f"{say}lies in one another too deep", path) from error
+
+
+_MOST_NESTED = 32
+
+
+def rule_from_dict(content: Mapping[str, Any], *, _depth: int = 0) -> Rule:
     """Return a rule from plain data, as :meth:`Rule.to_dict` gives it.
 
     Raises:
@@ -84,32 +116,39 @@ def rule_from_dict(content: Mapping[str, Any]) -> Rule:
         'max_pool'
     """
     if not isinstance(content, Mapping):
-        raise InvalidInputError(f"{content!r}: must be a table with the kind under rule")
-    kind = content.get("rule")
-    if kind is None:
-        raise InvalidInputError(
-            f"{dict(content)!r}: says no kind; give it under rule, one of {', '.join(rule_kinds())}"
-        )
-    rule = find_rule(kind)
+        raise SpecError("must be a table with the kind under rule")
+    if _depth > _MOST_NESTED:
+        raise SpecError(f"rules lie in one another deeper than {_MOST_NESTED}")
+    if "rule" not in content:
+        raise SpecError(f"says no kind; give it under rule, one of {', '.join(rule_kinds())}")
+    with _at():
+        rule = find_rule(content["rule"])
+    kind = rule.kind
     parts = dataclasses.fields(rule)
-    keys = [part.name for part in parts]
     given = {key: value for key, value in content.items() if key != "rule"}
-    check_known_keys(str(kind), given, keys)
+    with _at():
+        check_known_keys(kind, given, [part.name for part in parts])
     for part in parts:
         needed = part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
         if needed and part.name not in given:
-            raise InvalidInputError(f"{kind}: {part.name} is missing")
+            raise SpecError(f"{kind}: {part.name} is missing")
     if rule in (AllOf, AnyOf):
-        listed = given["of"]
-        if not isinstance(listed, list | tuple):
-            raise InvalidInputError(f"{kind}: of={listed!r}: must be a list of rules")
-        given["of"] = tuple(map(rule_from_dict, listed))
+        given["of"] = _several(kind, given["of"], _depth + 1)
     elif rule is Not:
-        given["of"] = rule_from_dict(given["of"])
-    try:
+        with _at("of", say=f"{kind}: "):
+            given["of"] = rule_from_dict(given["of"], _depth=_depth + 1)
+    with _at(say=f"{kind}: "):
         return rule(**{key: _frozen(value) for key, value in given.items()})
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{kind}: {error}") from error
+
+
+def _several(kind: str, listed: Any, depth: int) -> tuple[Rule, ...]:
+    if not isinstance(listed, list | tuple):
+        raise SpecError(f"{kind}: of: must be a list of rules", ("of",))
+    rules = []
+    for number, one in enumerate(listed):
+        with _at("of", number, say=f"{kind}: "):
+            rules.append(rule_from_dict(one, _depth=depth))
+    return tuple(rules)
 
 
 def _frozen(value: Any) -> Any:
@@ -143,28 +182,37 @@ def load_constraints(path: str | os.PathLike[str]) -> Constraints:
             layer = "dropout"
             at_least = 1
     """
-    file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise InvalidInputError(f"cannot read rules {str(file)!r}: {reason}") from error
+        file = Path(path)
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
+        reason = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else reason
+        raise InvalidInputError(f"cannot read rules {_shortly(path)}: {reason}") from error
+    content: Any
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InvalidInputError(f"{str(file)!r} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{str(file)!r} is not TOML: {reason_of(error)}") from error
     default = file.stem
+    ahead: tuple[str, ...] = ()
     if file.name == "pyproject.toml":
-        content = content.get("tool", {}).get(TABLE)
-        default = TABLE
+        default, ahead = TABLE, ("tool", TABLE)
+        for key in ahead:
+            content = content.get(key) if isinstance(content, dict) else None
         if content is None:
             raise InvalidInputError(f"{str(file)!r} has no table [tool.{TABLE}]")
     try:
         return constraints_from_dict(content, name=default)
     except InvalidInputError as error:
-        line = _line_of(text, error)
+        path_of = error.path if isinstance(error, SpecError) else ()
+        line = line_of(text, (*ahead, *path_of)) if path_of else None
         where = f"{file}, line {line}" if line else str(file)
         raise InvalidInputError(f"{where}: {error}") from error
+
+
+def _shortly(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, str | os.PathLike) else f"a {type(value).__name__}"
 
 
 def save_constraints(constraints: Constraints, path: str | os.PathLike[str]) -> Path:
@@ -205,22 +253,3 @@ def get_constraints(name: str) -> Constraints:
     file = resources.files("constrained_cnn.constraints") / "specs" / f"{name}.toml"
     with resources.as_file(file) as path:
         return load_constraints(path)
-
-
-def _line_of(text: str, error: InvalidInputError) -> int | None:
-    """Return the line of what an error speaks of, as well as it can be found in the text."""
-    lines = text.splitlines()
-    first, last = 0, len(lines)
-    if isinstance(error, _RuleError):
-        heads = [i for i, line in enumerate(lines) if re.match(r"\s*\[\[.*\brules\s*\]\]", line)]
-        if len(heads) >= error.number:
-            first = heads[error.number - 1]
-            last = heads[error.number] if len(heads) > error.number else last
-    quoted = re.findall(r"(?:unknown key |rule=|^)'?([\w-]+)'?", str(error).split(": ", 1)[-1])
-    named = re.findall(r"'([^']+)'|(\w+)=", str(error))
-    words = [word for pair in named for word in pair if word] + quoted
-    for word in words:
-        for number in range(first, last):
-            if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", lines[number]):
-                return number + 1
-    return first + 1 if isinstance(error, _RuleError) and first else None

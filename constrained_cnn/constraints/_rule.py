@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._verdict import Verdict, all_of, any_of
-from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of, say_value
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Rule(abc.ABC):
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise InvalidInputError(f"name={self.name!r}: must be a text")
+        check_text("name", self.name)
 
     @property
     @abc.abstractmethod
@@ -100,8 +99,8 @@ class Rule(abc.ABC):
     @property
     def label(self) -> str:
         """Name and title, as a report has them."""
-        said_already = self.name.lower() in self.title.lower()
-        return self.title if said_already else f"{self.name}: {self.title}"
+        title = self.title
+        return title if self.name.lower() in title.lower() else f"{self.name}: {title}"
 
     @final
     def judge(self, subject: Subject) -> Finding:
@@ -160,13 +159,32 @@ class Rule(abc.ABC):
         return f"{type(self).__name__}({said})"
 
     def __and__(self, other: "Rule") -> "AllOf":
-        return AllOf((self, other))
+        return AllOf((*_parts(self, AllOf), *_parts(other, AllOf)))
 
     def __or__(self, other: "Rule") -> "AnyOf":
-        return AnyOf((self, other))
+        return AnyOf((*_parts(self, AnyOf), *_parts(other, AnyOf)))
 
     def __invert__(self) -> "Not":
         return Not(self)
+
+
+def _parts(rule: Rule, kind: "type[_Joined]") -> "Sequence[Rule]":
+    """Return what a rule is made of, if it is of that kind and has no name of its own."""
+    return rule.of if isinstance(rule, kind) and not rule.name else (rule,)
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise if a value is no text, or one that no file can hold.
+
+    Raises:
+        InvalidInputError: If it is not.
+    """
+    try:
+        if isinstance(value, str) and value.encode() is not None:
+            return
+    except UnicodeEncodeError:
+        pass
+    raise InvalidInputError(f"{name}={say_value(value)}: must be a text")
 
 
 def _plain(value: Any) -> Any:
@@ -312,7 +330,7 @@ class Not(Rule):
             ~part.verdict,
             self.required,
             part.measured,
-            None if part.margin is None else -part.margin,
+            -part.margin if part.margin else None,  # at 0 no sign would say which side it is on
             evidence=part.evidence,
             judged=part.judged,
             parts=(part,),

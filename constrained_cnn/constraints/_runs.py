@@ -1,13 +1,15 @@
 """Rules on the record of a run. They read plain data, and know nothing of how it was made."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from fractions import Fraction
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 from constrained_cnn.constraints._measured import Measure, Measured, say
-from constrained_cnn.constraints._rule import Finding, Rule
-from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._rule import Finding, Rule, check_text
+from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._verdict import Verdict
 from constrained_cnn.errors import InvalidInputError, check_choice, check_integer, check_number
 from constrained_cnn.record import RunRecord
@@ -22,9 +24,48 @@ def _each(subject: Subject, said: Mapping[int, str] | Sequence[str]) -> tuple[st
     return tuple(f"seed {run.seed}: {said[i]}" for i, run in enumerate(subject.runs))
 
 
-def _check_text(name: str, value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise InvalidInputError(f"{name}={value!r}: must be a text")
+def _check_optional(name: str, value: object) -> None:
+    if value is not None:
+        check_text(name, value)
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _said(run: RunRecord, part: str, key: str, kind: type[_Kind]) -> _Kind:
+    """Return what a part of a record says; raise if it does not say it, or in another form."""
+    table = getattr(run, part)
+    value = table.get(key) if isinstance(table, Mapping) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CannotTellError(f"the record does not say it: {part} has no {key}")
+    return value
+
+
+def _numbers(run: RunRecord, key: str) -> tuple[float, ...]:
+    values = run.data.get(key) if isinstance(run.data, Mapping) else None
+    if not isinstance(values, list | tuple) or not all(map(_is_number, values)) or not values:
+        raise CannotTellError(f"the record does not say it: data has no {key}")
+    return tuple(values)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _checksum(run: RunRecord, part: str) -> str | None:
+    """Return the checksum of the images of one part of the data, where the record has it."""
+    found = run.data.get(part) if isinstance(run.data, Mapping) else None
+    checksum = found.get("checksum") if isinstance(found, Mapping) else None
+    return checksum if isinstance(checksum, str) else None
+
+
+def _history(run: RunRecord) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of the epochs."""
+    rows = run.history
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+        raise CannotTellError("the record does not say it: it has no history")
+    return rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,11 +88,12 @@ class Epochs(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return their number in each run."""
         for run in subject.runs:
-            if len(run.history) != run.epochs:
+            if len(_history(run)) != run.epochs:
                 raise CannotTellError(
                     f"the record says {run.epochs} epochs and has {len(run.history)} of them"
                 )
-        said = [f"asked for {run.config.get('epochs')}, {run.status}" for run in subject.runs]
+        asked = [_said(run, "config", "epochs", int) for run in subject.runs]
+        said = [f"asked for {n}, {run.status}" for n, run in zip(asked, subject.runs, strict=True)]
         return Measure(tuple(run.epochs for run in subject.runs), _each(subject, said))
 
 
@@ -75,13 +117,7 @@ class BatchSize(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the size in each run."""
-        return Measure(tuple(_in(run.config, "config", "batch_size") for run in subject.runs))
-
-
-def _in(table: Mapping[str, Any], name: str, key: str) -> Any:
-    if not isinstance(table, Mapping) or table.get(key) is None:
-        raise CannotTellError(f"the record does not say it: {name} has no {key}")
-    return table[key]
+        return Measure(tuple(_said(run, "config", "batch_size", int) for run in subject.runs))
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,8 +142,9 @@ class Augmentation(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rotation", "shift", "scale"):
-            check_number(name, getattr(self, name), minimum=0.0)
+        for name in _VARIED:
+            number = check_number(name, getattr(self, name), minimum=0.0)
+            object.__setattr__(self, name, number)
 
     @property
     def title(self) -> str:
@@ -117,21 +154,38 @@ class Augmentation(Rule):
     @property
     def required(self) -> str:
         """What it asks for, in words."""
-        return _varied({"rotation": self.rotation, "shift": self.shift, "scale": self.scale})
+        return _varied({name: getattr(self, name) for name in _VARIED})
 
     def find(self, subject: Subject) -> Finding:
         """Return whether images are varied so."""
-        found = []
-        for run in subject.runs:
-            said = _in(run.data, "data", "augmentation")
-            found.append({name: said.get(name, 0.0) for name in ("rotation", "shift", "scale")})
-        wanted = {"rotation": self.rotation, "shift": self.shift, "scale": self.scale}
-        measured = dict.fromkeys(map(_varied, found))
-        return self.finding(all(one == wanted for one in found), "; ".join(measured))
+        wanted = {name: getattr(self, name) for name in _VARIED}
+        found = [_augmentation(run) for run in subject.runs]
+        measured = "; ".join(dict.fromkeys(map(_varied, found)))
+        return self.finding(all(one == wanted for one in found), measured)
 
 
-def _varied(amounts: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {amount:g}" for name, amount in amounts.items())
+_VARIED = ("rotation", "shift", "scale")
+_HOW = ("interpolation", "fill")
+
+
+def _augmentation(run: RunRecord) -> dict[str, Any]:
+    """Return what images are varied by; amounts of 0 that no rule speaks of left out."""
+    if isinstance(run.data, Mapping) and "augmentation" in run.data:
+        said = run.data["augmentation"]
+        if said is None:  # nothing was varied
+            return dict.fromkeys(_VARIED, 0.0)
+        if isinstance(said, Mapping):
+            others = {name: said[name] for name in said if name not in (*_VARIED, *_HOW)}
+            more = {name: value for name, value in others.items() if value}
+            return {**{name: said.get(name, 0.0) for name in _VARIED}, **more}
+    raise CannotTellError("the record does not say it: data has no augmentation")
+
+
+def _varied(amounts: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {amount:g}" if _is_number(amount) else f"{name} {amount!r}"
+        for name, amount in amounts.items()
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,8 +221,8 @@ class Normalisation(Rule):
             object.__setattr__(self, name, values)
         if len(self.mean) != len(self.std):
             raise InvalidInputError(f"mean={self.mean}, std={self.std}: must be of equal length")
-        _check_text("data", self.data)
-        check_number("within", self.within, minimum=0.0)
+        _check_optional("data", self.data)
+        object.__setattr__(self, "within", check_number("within", self.within, minimum=0.0))
 
     @property
     def title(self) -> str:
@@ -185,14 +239,12 @@ class Normalisation(Rule):
         """Return whether inputs are normalised so."""
         kept, said = [], []
         for run in subject.runs:
-            mean, std = (tuple(_in(run.data, "data", name)) for name in ("mean", "std"))
-            near = len(mean) == len(self.mean) and all(
-                abs(a - b) <= self.within
-                for a, b in zip((*mean, *std), (*self.mean, *self.std), strict=True)
-            )
-            other = self.data not in (None, run.data.get("name"))
-            kept.append(near or other)
-            said.append(_normalised(mean, std) + (f" on {run.data.get('name')}" if other else ""))
+            mean, std = _numbers(run, "mean"), _numbers(run, "std")
+            other = self.data is not None and _said(run, "data", "name", str) != self.data
+            fits = len(mean) == len(std) == len(self.mean)
+            off = [abs(a - b) for a, b in zip((*mean, *std), (*self.mean, *self.std), strict=False)]
+            kept.append(other or (fits and max(off) <= self.within))
+            said.append(_normalised(mean, std) + (f" on {run.data['name']}" if other else ""))
         return self.finding(all(kept), "; ".join(dict.fromkeys(said)))
 
 
@@ -223,10 +275,9 @@ class DataSet(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.data, str) or not self.data:
-            raise InvalidInputError(f"data={self.data!r}: must be the name of a data set")
-        _check_text("train_checksum", self.train_checksum)
-        _check_text("test_checksum", self.test_checksum)
+        check_text("data", self.data)
+        _check_optional("train_checksum", self.train_checksum)
+        _check_optional("test_checksum", self.test_checksum)
 
     @property
     def title(self) -> str:
@@ -241,17 +292,18 @@ class DataSet(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether a run is of that data."""
-        wrong = []
+        wrong, names = [], []
         for run in subject.runs:
-            found = _in(run.data, "data", "name")
-            if found != self.data:
-                wrong.append(f"seed {run.seed}: is on {found}")
+            names.append(_said(run, "data", "name", str))
+            if names[-1] != self.data:
+                wrong.append(f"seed {run.seed}: is on {names[-1]}")
             for part, wanted in (("train", self.train_checksum), ("test", self.test_checksum)):
-                there = _in(run.data, "data", part).get("checksum") if wanted else None
-                if wanted != there:
+                there = _checksum(run, part)
+                if wanted is not None and there is None:
+                    raise CannotTellError(f"the record has no checksum of its {part} images")
+                if wanted not in (None, there):
                     wrong.append(f"seed {run.seed}: the checksum of its {part} images is {there}")
-        names = ", ".join(dict.fromkeys(str(run.data.get("name")) for run in subject.runs))
-        return self.finding(not wrong, names, evidence=tuple(wrong))
+        return self.finding(not wrong, ", ".join(dict.fromkeys(names)), evidence=tuple(wrong))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -271,11 +323,11 @@ class _OfAccuracy(Measured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_text("data", self.data)
+        _check_optional("data", self.data)
         check_choice("of", self.of, ("test", "validation"))
 
-    def _check(self, name: str, value: int | float) -> None:
-        check_number(name, value, minimum=0.0, maximum=100.0)
+    def _checked(self, name: str, value: int | float) -> int | float:
+        return check_number(name, value, minimum=0.0, maximum=100.0)
 
     @property
     def _on(self) -> str:
@@ -286,30 +338,48 @@ class _OfAccuracy(Measured):
         return f"{self.of} accuracy{self._on}"
 
     def _check_run(self, run: RunRecord) -> None:
-        if self.data not in (None, run.data.get("name")):
-            raise CannotTellError(f"the run is on {run.data.get('name')}, not on {self.data}")
+        name = _said(run, "data", "name", str)
+        if self.data not in (None, name):
+            raise CannotTellError(f"the run is on {name}, not on {self.data}")
         if run.status != "finished":
             raise CannotTellError(f"the run is not finished: {run.epochs} epochs ran")
 
-    def _final(self, run: RunRecord) -> float | None:
+    def _final(self, run: RunRecord) -> Fraction | None:
         """Return the accuracy after the last epoch, from the number of errors where it is known."""
-        errors = run.result.get(f"{self.of}_errors")
+        result = run.result if isinstance(run.result, Mapping) else {}
+        errors = result.get(f"{self.of}_errors")
         part = run.data.get("test" if self.of == "test" else "held_out")
         samples = part.get("samples") if isinstance(part, Mapping) else None
-        if errors is not None and samples:
-            return 100 * (samples - errors) / samples
-        return run.result.get(f"{self.of}_accuracy")
+        if isinstance(errors, int) and isinstance(samples, int) and 0 <= errors <= samples > 0:
+            return Fraction(100 * (samples - errors), samples)
+        accuracy = result.get(f"{self.of}_accuracy")
+        return Fraction(repr(accuracy)) if _is_number(accuracy) else None
 
     def _curve(self, run: RunRecord) -> list[float | None]:
         """Return the accuracy after each epoch; None where it was not read on these images."""
         held_out = run.data.get("held_out") is not None
         read = held_out == (self.of == "validation")
+        found = [row.get("validation_accuracy") if read else None for row in _history(run)]
         # A mean over images is rounded where it was worked out; 9 digits are more than it has.
-        found = [row.get("validation_accuracy") if read else None for row in run.history]
-        curve = [None if value is None else round(value, 9) for value in found]
-        if curve and curve[-1] is None:
-            curve[-1] = self._final(run)
+        curve = [round(value, 9) if _is_number(value) else None for value in found]
+        final = self._final(run)
+        if curve and curve[-1] is None and final is not None:
+            curve[-1] = float(final)
         return curve
+
+    def _judged(
+        self, values: Sequence[float | None], evidence: tuple[str, ...], unknown: str
+    ) -> Finding:
+        """Return fail if a known value breaks the limits, cannot tell if one is not known."""
+        known = tuple(value for value in values if value is not None)
+        verdict, margin = self.limits.judge(known)
+        said = ", ".join(map(self.say, known)) or "none read"
+        if verdict is Verdict.FAIL:
+            excess = self.limits.excess(known, self.say)
+            return self.finding(verdict, said, margin=margin, excess=excess, evidence=evidence)
+        if len(known) < len(values):
+            return self.finding(Verdict.CANNOT_TELL, said, evidence=(*evidence, unknown))
+        return self.finding(verdict, said, margin=margin, evidence=evidence)
 
 
 @dataclass(frozen=True, repr=False)
@@ -337,21 +407,40 @@ class Accuracy(_OfAccuracy):
         return f"final {self._images}" + (", mean" if self.over_seeds == "mean" else "")
 
     def measure(self, subject: Subject) -> Measure:
-        """Return the accuracy of each run, or their mean."""
-        found = []
+        """Return the accuracy of each run that has one, or the mean of all."""
+        found = [value for value, _ in self._each_run(subject) if value is not None]
+        return Measure(tuple(float(value) for value in found))
+
+    def find(self, subject: Subject) -> Finding:
+        """Return whether each is within the limits, or their mean; one that is not is enough."""
+        found = self._each_run(subject)
+        unknown = next((why for value, why in found if value is None), "")
+        values = [value for value, _ in found]
+        said = [
+            f"after epoch {run.epochs}" if len(found) == 1 else why or say(float(value or 0), "%")
+            for run, (value, why) in zip(subject.runs, found, strict=True)
+        ]
+        evidence = () if unknown and len(found) == 1 else _each(subject, said)
+        if self.over_seeds == "each" or len(values) == 1:
+            every = [None if value is None else float(value) for value in values]
+            return self._judged(every, evidence, unknown)
+        if unknown:
+            raise CannotTellError(unknown)
+        mean = sum(value for value in values if value is not None) / len(values)
+        return self._judged([float(mean)], evidence, "")
+
+    def _each_run(self, subject: Subject) -> list[tuple[Fraction | None, str]]:
+        """Return the accuracy of each run, or why it cannot be told."""
+        found: list[tuple[Fraction | None, str]] = []
         for run in subject.runs:
-            self._check_run(run)
-            final = self._final(run)
-            if final is None:
-                raise CannotTellError(f"the {self.of} images were not read after the last epoch")
-            found.append(final)
-        said = [f"after epoch {run.epochs}" for run in subject.runs]
-        if len(found) > 1:
-            said = [say(value, "%") for value in found]
-        evidence = _each(subject, said)
-        if self.over_seeds == "mean":
-            return Measure((math.fsum(found) / len(found),), evidence)
-        return Measure(tuple(found), evidence)
+            try:
+                self._check_run(run)
+                final = self._final(run)
+                unread = f"the {self.of} images were not read after the last epoch"
+                found.append((final, unread if final is None else ""))
+            except CannotTellError as error:
+                found.append((None, str(error)))
+        return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -404,7 +493,7 @@ class LastEpochs(_OfAccuracy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("last", self.last, minimum=1)
+        object.__setattr__(self, "last", check_integer("last", self.last, minimum=1))
 
     @property
     def title(self) -> str:
@@ -412,27 +501,31 @@ class LastEpochs(_OfAccuracy):
         return f"{self._images}, last {self.last} epochs"
 
     def measure(self, subject: Subject) -> Measure:
-        """Return the accuracy after each of them."""
-        values = [value for run in subject.runs for value in self._of(run)]
+        """Return the accuracy after each of them that was read."""
+        values, _ = self._all(subject)
         return Measure(tuple(value for value in values if value is not None))
 
     def find(self, subject: Subject) -> Finding:
         """Return whether each is within the limits; one that is not is enough to fail."""
-        values = [value for run in subject.runs for value in self._of(run)]
-        known = tuple(value for value in values if value is not None)
-        verdict, margin = self.limits.judge(known)
-        said = ", ".join(map(self.say, known)) or "none read"
-        if len(known) == len(values) or verdict is Verdict.FAIL:
-            excess = self.limits.excess(known, self.say) if verdict is Verdict.FAIL else ""
-            return self.finding(verdict, said, margin=margin, excess=excess)
-        unread = f"{len(values) - len(known)} of these epochs were not read on the {self.of} images"
-        return self.finding(Verdict.CANNOT_TELL, said, evidence=(unread,))
+        values, why = self._all(subject)
+        return self._judged(values, (), why)
 
-    def _of(self, run: RunRecord) -> list[float | None]:
-        self._check_run(run)
-        if len(run.history) < self.last:
-            raise CannotTellError(f"only {len(run.history)} epochs ran")
-        return self._curve(run)[-self.last :]
+    def _all(self, subject: Subject) -> tuple[list[float | None], str]:
+        """Return the accuracies of all runs, and why some are not known."""
+        values: list[float | None] = []
+        unknown = ""
+        for run in subject.runs:
+            try:
+                self._check_run(run)
+                curve = self._curve(run)
+            except CannotTellError as error:
+                curve, unknown = [], unknown or str(error)
+            last = curve[-self.last :]
+            values += [*last, *[None] * (self.last - len(last))]
+            if len(curve) < self.last:
+                unknown = unknown or f"only {len(curve)} epochs ran"
+        unread = sum(value is None for value in values)
+        return values, unknown or f"{unread} of these epochs were not read on the {self.of} images"
 
 
 @dataclass(frozen=True, repr=False)
@@ -459,9 +552,11 @@ class Seeds(Measured):
     def find(self, subject: Subject) -> Finding:
         """Return whether there are so many, and none left out."""
         seeds = sorted({run.seed for run in subject.runs if run.status == "finished"})
-        missing = sorted(set(range(max(seeds, default=-1) + 1)) - set(seeds))
+        # No more than there are seeds and names in a list can be of interest.
+        first = range(min(max(seeds, default=-1) + 1, len(seeds) + 100))
+        missing = sorted(set(first) - set(seeds))
         if self.from_zero and missing:
-            evidence = (f"left out: {', '.join(map(str, missing))}",)
+            evidence = (f"left out: {listed(map(str, missing))}",)
             return self.finding(False, f"{len(seeds)} seeds", evidence=evidence)
         return super().find(subject)
 
@@ -475,8 +570,9 @@ class Seeds(Measured):
 
 
 def _but_seed(run: RunRecord) -> str:
-    config = {name: value for name, value in run.config.items() if name != "seed"}
-    return repr((run.recipe, run.model, sorted(config.items()), run.data.get("checksum")))
+    """Return all that a run depends on but its seed."""
+    config = {name: value for name, value in dict(run.config).items() if name != "seed"}
+    return json.dumps([run.recipe, run.model, config, run.data], sort_keys=True, default=repr)
 
 
 @dataclass(frozen=True, repr=False)
@@ -507,21 +603,34 @@ class TestUnseen(Rule):
     def find(self, subject: Subject) -> Finding:
         """Return whether they were read but once, at the end."""
         wrong = [f"seed {run.seed}: {said}" for run in subject.runs for said in _misuses(run)]
-        read = max(len(run.test_readings) for run in subject.runs)
-        times = f"read {read} time{'' if read == 1 else 's'}"
-        return self.finding(not wrong, times, evidence=tuple(wrong))
+        times = [len(_readings(run)) for run in subject.runs]
+        said = f"read {max(times)} time{'' if max(times) == 1 else 's'}"
+        unknown = any(
+            None in (_checksum(run, "train"), _checksum(run, "test")) for run in subject.runs
+        )
+        if unknown and not wrong:
+            raise CannotTellError("the record has no checksums of its training and test images")
+        return self.finding(not wrong, said, evidence=tuple(wrong))
+
+
+def _readings(run: RunRecord) -> Sequence[Mapping[str, Any]]:
+    found = run.test_readings
+    if not isinstance(found, list | tuple) or not all(isinstance(one, Mapping) for one in found):
+        raise CannotTellError("the record does not say when the test images were read")
+    return found
 
 
 def _misuses(run: RunRecord) -> Iterator[str]:
-    early = [reading for reading in run.test_readings if reading.get("epoch") != run.epochs]
+    readings = _readings(run)
+    early = [reading for reading in readings if reading.get("epoch") != run.epochs]
     if early:
         epochs = ", ".join(str(reading.get("epoch")) for reading in early[:5])
         yield f"read after epoch {epochs}{' and more' if len(early) > 5 else ''}"
-    others = [r for r in run.test_readings if r.get("purpose") != _AFTER_LAST_EPOCH]
+    others = [reading for reading in readings if reading.get("purpose") != _AFTER_LAST_EPOCH]
     if others:
         yield f"read for another purpose: {others[0].get('purpose')}"
-    if len(run.test_readings) - len(early) > 1 and not others:
-        yield f"read {len(run.test_readings)} times"
-    train, test = (_in(run.data, "data", part).get("checksum") for part in ("train", "test"))
-    if train == test:
+    if len(readings) - len(early) > 1 and not others:
+        yield f"read {len(readings)} times"
+    train, test = _checksum(run, "train"), _checksum(run, "test")
+    if train is not None and train == test:
         yield "the test images are the training images"
