@@ -8,6 +8,7 @@ Nothing heavy is imported until a test uses the fixture.
 import json
 import os
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from constrained_cnn.errors import (
     CheckpointError,
     ConstrainedCNNError,
     InvalidInputError,
+    OutputError,
     check_integer,
     check_known_keys,
     reason_of,
@@ -43,6 +45,7 @@ _UPDATE = "--constrained-cnn-update"
 _MARKED = ("rules", "input_shape")
 _FIELD = "receptive field"
 _HEAVIEST = 5
+_TRIES, _PAUSE = 200, 0.05  # ten seconds
 _NOTE = "constrained_cnn"
 # What was compared in this session, by its name in the baseline.
 _COMPARED = pytest.StashKey[dict[str, "_Entry"]]()
@@ -182,15 +185,18 @@ class NetworkCheck:
             budget = measure_budget(graph)
             now = _Entry.of(graph, budget)
             _claim(config.stash[_COMPARED], name, now)
-            entries = _read(config.rootpath / named)
+            file = (config.rootpath / named).resolve()
             if config.getoption(_UPDATE):
-                if entries.get(name) != now:
-                    _write(config.rootpath / named, {**entries, name: now})
-                    self._note(f"{name}: written to {named}")
+                with _locked(file):
+                    entries = _read(file)
+                    if entries.get(name) != now:
+                        _write(file, {**entries, name: now})
+                        self._note(f"{name}: written to {named}")
                 return budget
+            entries = _read(file)
         problem = _problem(entries.get(name), now, budget)
         if problem:
-            command = f"pytest {_UPDATE} {shlex.quote(_name_of(self._test))}"
+            command = f"pytest {_UPDATE} {shlex.quote(_from_here(self._test))}"
             pytest.fail(f"{problem}\n\nTo write {name} to {named}:\n    {command}", pytrace=False)
         smaller = [change for change in _changes(entries[name], now) if change.new != change.old]
         if smaller:
@@ -271,14 +277,21 @@ def _marked(test: pytest.Item) -> dict[str, Any]:
 
 def _name_of(test: pytest.Item) -> str:
     """Return the id of a test without its parameters."""
-    place, _, name = test.nodeid.rpartition("::")
-    return f"{place}::{getattr(test, 'originalname', None) or name}"
+    place = test.nodeid.removesuffix(test.name)
+    return f"{place}{getattr(test, 'originalname', None) or test.name}"
+
+
+def _from_here(test: pytest.Item) -> str:
+    """Return the id of a test as it is asked for from the folder that pytest was started in."""
+    file, _, rest = _name_of(test).partition("::")
+    here = test.config.invocation_params.dir
+    return f"{os.path.relpath(test.config.rootpath / file, here)}::{rest}"
 
 
 def _claim(compared: dict[str, _Entry], name: Any, now: _Entry) -> None:
     """Remember what has a name in this session; raise if it is no name, or another network's."""
-    if not isinstance(name, str) or not name:
-        raise InvalidInputError(f"name={name!r}: must be a text")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise InvalidInputError(f"name={name!r}: must be a text of one line")
     if compared.setdefault(name, now) != now:
         raise InvalidInputError(
             f"name={name!r}: two networks have it, {compared[name].model} and {now.model}, with "
@@ -311,6 +324,8 @@ def _read(file: Path) -> dict[str, _Entry]:
             raise ValueError(f"its schema is {content['schema']!r}, not {SCHEMA!r}")
         entries = {name: _Entry(**said) for name, said in content["networks"].items()}
         for entry in entries.values():
+            if not entry.quantities:
+                raise ValueError("it has an entry without numbers")
             for name, number in entry.quantities.items():
                 check_integer(name, number, minimum=0)
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
@@ -321,6 +336,29 @@ def _read(file: Path) -> dict[str, _Entry]:
             f"away and write a new one with {_UPDATE}"
         ) from error
     return entries
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Let no other process write the baseline meanwhile; raise if one does not end."""
+    lock = file.with_name(f".{file.name}.lock")
+    for _ in range(_TRIES):
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+            break
+        except FileExistsError:
+            time.sleep(_PAUSE)
+        except OSError as error:
+            raise OutputError(f"cannot write {str(file)!r}: {error.strerror}") from error
+    else:
+        raise OutputError(
+            f"{str(file)!r} is being written by another process; if there is none, remove "
+            f"{str(lock)!r}"
+        )
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 def _write(file: Path, entries: Mapping[str, _Entry]) -> None:

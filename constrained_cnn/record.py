@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError, check_known_keys
+from constrained_cnn.errors import (
+    CheckpointError,
+    InvalidInputError,
+    OutputError,
+    check_integer,
+    check_known_keys,
+    say_value,
+)
 
 __all__ = ["SCHEMA_VERSION", "RunRecord", "write_atomically"]
 
@@ -82,6 +89,8 @@ class RunRecord:
         history: One row per epoch.
         weights_sha256: Checksum of the run's weight file; None if the run is not finished.
         environment: Versions, hardware, threads, commit, date.
+        weight_shapes: Shape of each parameter of the network, in order, by which it is known again;
+            None where it was not noted.
         report: What was found of the recipe's rules, as
             :meth:`constrained_cnn.constraints.Report.to_dict` gives it; None where it has none.
     """
@@ -100,7 +109,23 @@ class RunRecord:
     history: Sequence[Mapping[str, Any]] = ()
     weights_sha256: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    weight_shapes: Sequence[Sequence[int]] | None = None
     report: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed)
+        for name in ("parameters", "epochs"):
+            check_integer(name, getattr(self, name), minimum=0)
+        for name in ("recipe", "model", "status"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidInputError(f"{name}={say_value(getattr(self, name))}: must be a text")
+        for name in ("config", "data", "result", "environment"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InvalidInputError(f"{name}={say_value(getattr(self, name))}: must be a table")
+        for name in ("history", "test_readings"):
+            rows = getattr(self, name)
+            if not isinstance(rows, list | tuple) or not all(isinstance(r, Mapping) for r in rows):
+                raise InvalidInputError(f"{name}={say_value(rows)[:80]}: must be a list of tables")
 
     @property
     def test_accuracy(self) -> float | None:

@@ -29,12 +29,13 @@ class Table:
         may_go: Headings of columns that a narrow terminal leaves out, in the order they go; columns
             without content go before them. Everywhere else the table is whole.
         note: A line below it.
-        colours: For each row the colour of its first cell in a terminal or a notebook; empty for
+        colours: For each row the colour of one of its cells in a terminal or a notebook; empty for
             none.
+        coloured: Heading of the column whose cells have these colours.
 
     Raises:
-        InvalidInputError: If a row has not one cell for each column, a column that may go is none
-            of the table's, or there is not one colour for each row.
+        InvalidInputError: If a row has not one cell for each column, a column that may go or that
+            is coloured is none of the table's, or there is not one colour for each row.
 
     Examples:
         >>> print(Table(("<layer", "MACs"), (("conv", "1,152"),), totals=("total", "1,152")))
@@ -52,12 +53,15 @@ class Table:
     may_go: tuple[str, ...] = ()
     note: str = ""
     colours: tuple[str, ...] = ()
+    coloured: str = ""
 
     def __post_init__(self) -> None:
         if self.colours and len(self.colours) != len(self.rows):
             raise InvalidInputError(
                 f"colours={self.colours!r}: must be {len(self.rows)}, one for each row"
             )
+        if self.colours and self.coloured not in self.headings:
+            raise InvalidInputError(f"coloured={self.coloured!r}: must be a heading of this table")
         for heading in self.may_go:
             if heading not in self.headings[1:]:
                 raise InvalidInputError(
@@ -73,6 +77,10 @@ class Table:
     def headings(self) -> tuple[str, ...]:
         """The headings without the sign of their side."""
         return tuple(column.removeprefix("<") for column in self.columns)
+
+    @property
+    def _coloured(self) -> int:
+        return self.headings.index(self.coloured) if self.colours else -1
 
     @property
     def _left(self) -> tuple[bool, ...]:
@@ -124,7 +132,8 @@ class Table:
 
         def line(cells: Sequence[str], tag: str, colour: str = "") -> str:
             styles = [f"text-align:{'left' if left else 'right'}" for left in self._left]
-            styles[0] += f";color:{_HTML_COLOURS.get(colour, colour)}" if colour else ""
+            if colour:
+                styles[self._coloured] += f";color:{_HTML_COLOURS.get(colour, colour)}"
             inner = "".join(
                 f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
                 for cell, style in zip(cells, styles, strict=True)
@@ -208,7 +217,8 @@ class Table:
                 width=width,
             )
         for row, colour in zip(self.rows, self.colours or ("",) * len(self.rows), strict=True):
-            table.add_row(*(Text(row[i], style=colour if i == 0 else "") for i in shown))
+            styles = {self._coloured: colour}
+            table.add_row(*(Text(row[i], style=styles.get(i, "")) for i in shown))
         return table
 
 

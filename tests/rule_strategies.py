@@ -49,7 +49,7 @@ KINDS_OF_LAYERS = (
 )
 NUMBER_LIMITS = ("at_least", "at_most", "exactly", "one_of", "near")
 # Multiples of a power of two: their sums and differences are exact.
-percents = st.integers(0, 400).map(lambda quarters: quarters / 4)
+percents = st.integers(3, 400).map(lambda quarters: quarters / 4 if quarters > 3 else 0.0)
 
 
 @st.composite
@@ -82,7 +82,8 @@ def looser(draw: st.DrawFn, rule: Measured, numbers: st.SearchStrategy[Any]) -> 
     highest = 100 if rule.unit == "%" else None
     found: dict[str, Any] = {}
     if rule.at_least is not None:
-        found["at_least"] = max(lowest, rule.at_least - draw(numbers))
+        less = max(lowest, rule.at_least - draw(numbers))
+        found["at_least"] = 0 if highest and less < 1 else less  # a share is no percentage
     if rule.at_most is not None:
         more = rule.at_most + draw(numbers)
         found["at_most"] = more if highest is None else min(more, highest)
@@ -132,6 +133,22 @@ def _of_accuracy(
     return measured(kind, percents, 100, data=data, of=images, **options)
 
 
+_CONVOLUTIONS = ("conv", "depthwise", "dilated")
+_SLIDING = (*_CONVOLUTIONS, "strided", "transposed_conv", "max_pool", "avg_pool", "pool")
+
+
+def count_of(**given: Any) -> Count:
+    """Make a count with those filters that its kind of layers has."""
+    layer = given["layer"]
+    if layer not in _SLIDING:
+        given |= {"kernel": None, "stride": None, "dilation": None}
+    if layer not in (*_CONVOLUTIONS, "transposed_conv", "fully_connected"):
+        given["bias"] = None
+    if layer not in _CONVOLUTIONS:
+        given["narrows"] = None
+    return Count(**given)
+
+
 NUMBERS: dict[str, st.SearchStrategy[Any]] = {
     "parameters": st.integers(0, 400),
     "macs": st.integers(0, 20_000),
@@ -159,7 +176,9 @@ MEASURED: dict[str, st.SearchStrategy[Measured]] = {
     "memory": measured(
         Memory,
         NUMBERS["memory"],
-        accounting=st.sampled_from(["inference peak", "int8 peak", "saved for backward", "other"]),
+        accounting=st.sampled_from(
+            ["inference peak", "int8 peak", "saved for backward", "float16, with the input"]
+        ),
     ),
     "weight_bytes": measured(
         WeightBytes,
@@ -174,7 +193,7 @@ MEASURED: dict[str, st.SearchStrategy[Measured]] = {
         pools=st.sampled_from(["max", "every"]),
     ),
     "count": measured(
-        Count,
+        count_of,
         counts,
         layer=st.sampled_from([*KINDS_OF_LAYERS, "global_average_pool"]),
         kernel=cells,

@@ -205,9 +205,10 @@ def test_a_diff_with_rules(capsys: Captured) -> None:
     words = ["diff", "nets.py:Small", "nets.py:Wide", "--input", "1,28,28", "--spec", "rules.toml"]
     assert main([*words, "--markdown"]) == 1
     out = capsys.readouterr().out
-    assert "**Rules mine: nets.py:Small -> nets.py:Wide**" in out
-    assert "| ✗ FAIL | ✓ pass | budget: parameters | at most 400 | 388 | 740 |" in out
-    assert "| ✗ FAIL | ✓ pass | batch_norm | at least 1 | 1 | 0 |" in out
+    assert "**nets.py:Small -> nets.py:Wide: rules mine**" in out
+    assert "| ✓ pass | ✗ FAIL | budget: parameters | at most 400 | 388 | 740 |" in out
+    assert "| ✓ pass | ✗ FAIL | batch_norm | at least 1 | 1 | 0 |" in out
+    assert "heaviest: 2: conv2d 580" in out
     assert main([*words, "--json"]) == 1
     old, new = json.loads(capsys.readouterr().out)["reports"]
     assert (old["ok"], new["ok"]) == (True, False)

@@ -619,3 +619,66 @@ def test_what_follows_what_by_hand(
     finding = found(make(), rule)
     assert finding.ok is ok, finding
     assert finding.measured == measured
+
+
+@pytest.mark.parametrize(
+    ("conv", "kept"),
+    [
+        (nn.Conv2d(1, 2, 3, padding=1), True),
+        (nn.Conv2d(1, 2, 2, padding="same"), True),
+        (nn.Conv2d(1, 2, 3, padding="same", dilation=2), True),
+        (nn.Conv2d(1, 2, 3, padding=1, stride=2), True),
+        (nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.Conv2d(1, 2, 3)), True),
+        (nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(1, 2, 3)), True),
+        (nn.Conv2d(1, 2, 2), False),
+        (nn.Conv2d(1, 2, 4, padding=1), False),
+        (nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(1, 2, 3)), False),
+        (nn.Conv2d(1, 2, (3, 1), padding=(1, 1)), False),
+    ],
+)
+def test_same_padding_keeps_the_size(conv: nn.Module, kept: bool) -> None:
+    shape = conv(torch.zeros(1, 1, 28, 28)).shape[2:]
+    stride = 2 if 14 in shape else 1
+    assert (tuple(shape) == (28 // stride,) * 2) == kept
+    assert check(conv, (1, 28, 28), Padding("same")).ok is kept
+
+
+def test_what_is_squeezed_for_a_gate_is_no_global_pool() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.squeeze = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 4)
+            self.last = nn.Linear(4 * 64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            gate = self.squeeze(x.mean((2, 3))).sigmoid()
+            return self.last((x * gate[:, :, None, None]).flatten(1))
+
+    report = check(
+        Gated(),
+        (1, 8, 8),
+        [
+            Count("global_average_pool", at_least=1),
+            Count("global_average_pool", at_most=0),
+            Count("fully_connected", exactly=1),
+        ],
+    )
+    assert [finding.ok for finding in report.findings] == [False, False, False]
+    assert "mean: only scales what has places, as a gate" in report.findings[0].evidence
+    assert report.findings[2].measured == "1 that count, 2 that run"
+
+
+def test_a_layer_of_a_block_may_be_left_out() -> None:
+    def block(*layers: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), *layers, nn.Conv2d(4, 4, 3))
+
+    rule = BlockOrder(("conv", "batch_norm?", "relu", "dropout?"))
+    for layers, kept in (
+        ([nn.ReLU()], True),
+        ([nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1)], True),
+        ([nn.ReLU(), nn.Dropout(0.1)], True),
+        ([nn.ReLU(), nn.BatchNorm2d(4)], False),
+        ([nn.Dropout(0.1)], False),
+    ):
+        assert check(block(*layers), (1, 8, 8), rule).ok is kept, layers

@@ -22,6 +22,7 @@ from rule_strategies import (
     NUMBERS,
     SIMPLE,
     any_network,
+    count_of,
     looser,
     percents,
     records,
@@ -525,8 +526,9 @@ EVERY_LAYER = (*KINDS_OF_LAYERS, "global_average_pool")
 def rules_of_every_kind() -> list[Rule]:
     found: list[Rule] = [CoversInput(), Dropout(0.1), CleanPrediction(), BlockOrder(("conv",))]
     for layer in EVERY_LAYER:
-        found += [Count(layer, at_most=0, narrows=narrows) for narrows in (None, True, False)]
-        found += [Count(layer, at_least=1, kernel=3, stride=1, dilation=1, bias=True)]
+        found += [count_of(layer=layer, at_most=0, narrows=how) for how in (None, True, False)]
+        filters = {"kernel": 3, "stride": 1, "dilation": 1, "bias": True}
+        found += [count_of(layer=layer, at_least=1, **filters)]
     for layer in KINDS_OF_LAYERS:
         found += [Distance(layer, at_least=1), CleanPrediction((layer,))]
     for cells in (1, "same", (1, 1)):

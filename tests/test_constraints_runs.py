@@ -273,7 +273,7 @@ def test_final_accuracy_is_judged_by_the_number_of_errors() -> None:
     assert found(GOAL, rounded).verdict is FAIL
 
 
-@given(errors=st.integers(0, 9_999))
+@given(errors=st.integers(0, 9_900))
 def test_a_limit_in_hundredths_is_met_exactly(errors: int) -> None:
     rule = Accuracy(at_least=float(f"{(10_000 - errors) // 100}.{(10_000 - errors) % 100:02}"))
     assert found(rule, with_errors(errors)).margin == 0

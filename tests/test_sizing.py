@@ -224,7 +224,7 @@ def test_why_there_are_none() -> None:
         picky.note == "No network of this space meets all limits and what was asked of it at once."
     )
     with pytest.raises(
-        InvalidInputError, match=r"^Networks of 162 parameters, .*at most 400 MACs: "
+        InvalidInputError, match=r"^Networks nearest to 162 parameters, .*at most 400 MACs: "
     ):
         _ = few.best
     for said in (few._repr_html_(), few.to_markdown(), rendered(few)):
@@ -265,8 +265,8 @@ def test_faces() -> None:
     assert best is fits[0]
     assert list(fits) == list(fits.answers)
     assert repr(fits) == (
-        "Fits(Networks of 162 parameters, at most 9,999 MACs; most even (least sum of squared "
-        "log-ratios of one width to the next) first: 2 found)"
+        "Fits(Networks nearest to 162 parameters, at most 9,999 MACs; most even (least sum of "
+        "squared log-ratios of one width to the next) first: 2 found)"
     )
     headings = fits.table().headings
     assert headings[:5] == ("", "a", "b", "parameters", "MACs")
@@ -324,3 +324,24 @@ def test_the_callers_random_state_stays_as_it_was() -> None:
     torch.manual_seed(3)
     fit(count=1)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_an_order_far_from_the_widths_loses_no_answer() -> None:
+    def flat(a: int, b: int) -> nn.Module:
+        module = nn.Sequential(nn.Conv2d(1, 1, 1))
+        module.register_parameter("p", nn.Parameter(torch.zeros(a + b)))
+        return module
+
+    widths = {"a": range(1000, 1300, 50), "b": range(1, 3)}
+    for order in ("even", {"a": 1, "b": 1}):
+        fits = fit_widths(
+            flat, widths, (1, 4, 4), target={"parameters": 1202}, count=1, order=order
+        )
+        assert (fits.best.widths["a"], fits.best.distance) == (1200, 1)
+
+
+def test_where_that_takes_widths_one_by_one_is_a_clear_error() -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"where= raised TypeError: .*one mapping of widths"
+    ):
+        fit(where=lambda a, b: a < b)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from constrained_cnn.cli._loading import opened, traced
 from constrained_cnn.cli._options import MODEL_HELP, add_formats, add_input, add_spec
-from constrained_cnn.cli._printing import show
+from constrained_cnn.cli._printing import show, width_of_terminal
 from constrained_cnn.cli._rules import named_rules, status_of
 from constrained_cnn.cli._status import EXIT_DONE
 from constrained_cnn.errors import ConstrainedCNNError
@@ -34,10 +34,11 @@ def _diff(options: argparse.Namespace) -> int:
     from constrained_cnn.budget import diff, measure_budget
     from constrained_cnn.constraints import check
 
-    rules = None if options.spec is None else named_rules(options.spec)
-    graphs = []
+    rules, graphs = None, []
     for name in (options.old, options.new):
         with opened(name) as model:
+            if rules is None and options.spec is not None:
+                rules = named_rules(options.spec)
             graphs.append(traced(model, name, options))
     change = diff(*map(measure_budget, graphs))
     fields, notes = _field_changes(*graphs)
@@ -51,10 +52,12 @@ def _diff(options: argparse.Namespace) -> int:
         if reports:
             table = reports[1].beside(reports[0])
             print(f"\n**{table.title}**\n\n{table.to_markdown()}")
+            print(f"```text\n{reports[1].explain()}\n```")
     else:
         show(change.table(), *([change.layer_table()] if change.layers else []))
         if reports:
-            show(reports[1].beside(reports[0]), reports[1].explain())
+            said = reports[1].explain(width=width_of_terminal())
+            show(reports[1].beside(reports[0]), said)
     return status_of(reports[1]) if reports else EXIT_DONE
 
 

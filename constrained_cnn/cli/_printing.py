@@ -3,6 +3,14 @@
 from typing import Any
 
 
+def width_of_terminal() -> int | None:
+    """Return how many columns there are; None where it goes to a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
 def show(*parts: Any) -> None:
     """Print tables and texts: in colour and fitted to a terminal, whole and plain to a file."""
     from rich.console import Console

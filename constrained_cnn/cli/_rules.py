@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from constrained_cnn.cli._loading import opened
 from constrained_cnn.cli._options import MODEL_HELP, add_formats, add_model, add_spec
-from constrained_cnn.cli._printing import show
+from constrained_cnn.cli._printing import show, width_of_terminal
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_FAILED
 from constrained_cnn.errors import InvalidInputError
 
@@ -20,7 +20,7 @@ _PROJECT = "pyproject.toml"
 
 
 def add_check_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``check``."""
+    """Add ``check`` and ``rules``."""
     parser = commands.add_parser(
         "check",
         help="judge a network, and its runs, by rules",
@@ -42,19 +42,39 @@ def add_check_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         action="store_true",
         help="let rules on a run count without --run too: they cannot be told, exit status 2",
     )
-    parser.add_argument(
-        "--evidence", action="store_true", help="show what every verdict rests on, in the table"
-    )
+    parser.add_argument("--evidence", action="store_true", help="show what every verdict rests on")
     add_formats(parser)
     parser.set_defaults(command=_check)
+
+    listing = commands.add_parser("rules", help="what rules ask for, or which there are")
+    listing.add_argument("spec", nargs="?", metavar="RULES", help="a name, or a TOML file")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_rules)
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from constrained_cnn.constraints import get_constraints, list_constraints
+    from constrained_cnn.table import Table
+
+    if options.spec is not None:
+        rules = named_rules(options.spec)
+        print(json.dumps(rules.to_dict())) if options.json else show(rules.table())
+        return EXIT_DONE
+    every = [get_constraints(name) for name in list_constraints()]
+    if options.json:
+        print(json.dumps([rules.to_dict() for rules in every]))
+    else:
+        show(Table(("<rules", "<what they ask for"), tuple((one.name, one.about) for one in every)))
+    return EXIT_DONE
 
 
 def _check(options: argparse.Namespace) -> int:
     from constrained_cnn.constraints import check
 
-    rules = named_rules(options.spec) if options.spec is not None else _rules_of_project()
     records = [record for place in options.run for record in _records(place)]
     with opened(options.model) as model:
+        # Within, so that rules which the file of the network registers are known.
+        rules = named_rules(options.spec) if options.spec is not None else _rules_of_project()
         report = check(
             model,
             constraints=rules,
@@ -68,7 +88,8 @@ def _check(options: argparse.Namespace) -> int:
     elif options.markdown:
         print(report.to_markdown(), end="")
     else:
-        show(report.table(evidence=options.evidence), report.explain())
+        width = width_of_terminal()
+        show(report.table(evidence=False), report.explain(every=options.evidence, width=width))
     return status_of(report)
 
 
@@ -85,14 +106,9 @@ def named_rules(word: str) -> "Constraints":
     Raises:
         InvalidInputError: If there are none.
     """
-    from constrained_cnn.constraints import get_constraints, load_constraints
+    from constrained_cnn.constraints import as_constraints, load_constraints
 
-    if word.endswith(".toml") or Path(word).exists():
-        return load_constraints(word)
-    try:
-        return get_constraints(word)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error}; rules of your own are a file: FILE.toml") from error
+    return load_constraints(word) if Path(word).exists() else as_constraints(word)
 
 
 def _rules_of_project() -> "Constraints":

@@ -94,7 +94,10 @@ def as_constraints(constraints: Any) -> Constraints:
     if isinstance(constraints, os.PathLike) or str(constraints).endswith(".toml"):
         return load_constraints(constraints)
     if isinstance(constraints, str):
-        return get_constraints(constraints)
+        try:
+            return get_constraints(constraints)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{error}; rules of your own are a file: FILE.toml") from error
     if isinstance(constraints, Rule):
         return Constraints((constraints,))
     if isinstance(constraints, list | tuple):
@@ -113,7 +116,11 @@ def _records(run: Any) -> tuple[RunRecord, ...]:
         raise InvalidInputError(
             f"run={run!r}: must be a RunRecord, or a list of them; RunRecord.load reads one"
         )
-    return tuple(records)
+    different: list[RunRecord] = []
+    for record in records:
+        if record not in different:
+            different.append(record)
+    return tuple(different)
 
 
 def _graph(
@@ -124,13 +131,25 @@ def _graph(
     """Return the graph; where operations are not known, with what is known of the others."""
     try:
         return as_graph(model, input_shape, inputs=inputs)
-    except TracingError:
+    except TracingError as error:
+        first = error
+    try:
         return as_graph(model, input_shape, inputs=inputs, strict=False)
+    except TracingError:
+        pass
+    raise first
 
 
 def _check_records(subject: Subject) -> None:
-    there = sum(weight.elements for weight in subject.graph.weights if not weight.buffer)
+    weights = [weight for weight in subject.graph.weights if not weight.buffer]
+    there = sum(weight.elements for weight in weights)
     for record in subject.runs:
+        noted = record.weight_shapes
+        if noted is not None and list(map(tuple, noted)) != [weight.shape for weight in weights]:
+            raise InvalidInputError(
+                f"run: the record of {record.model} (seed {record.seed}) is of a network whose "
+                "weights have other shapes; give the record of a run of this network"
+            )
         if record.parameters != there:
             raise InvalidInputError(
                 f"run: the record of {record.model} (seed {record.seed}) is of a network with "

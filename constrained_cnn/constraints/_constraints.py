@@ -3,10 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from constrained_cnn.constraints._rule import Rule, check_text
 from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,21 @@ class Constraints:
             if name not in known:
                 raise InvalidInputError(f"name={name!r}: no rule has it; names are {sorted(known)}")
         return replace(self, rules=tuple(rule for rule in self.rules if rule.name not in names))
+
+    def table(self) -> Table:
+        """Return what each rule asks for, a row for each."""
+        rows = tuple((rule.label, rule.required) for rule in self.rules)
+        about = f": {self.about}" if self.about else ""
+        return Table(("<rule", "<required"), rows, title=f"{self.name}{about}")
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        yield self.table()
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, as a file holds it."""

@@ -1,14 +1,14 @@
 """Rules on what a network costs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from constrained_cnn.budget import Budget
+from constrained_cnn.budget import Budget, memory_timeline
 from constrained_cnn.constraints._measured import Measure, Measured
+from constrained_cnn.constraints._rule import check_text
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
-from constrained_cnn.errors import InvalidInputError, check_choice
-from constrained_cnn.graph import Weight
+from constrained_cnn.errors import check_choice
 
 _HEAVIEST = 5
 _COUNTS = ("total", "trainable", "frozen", "deployed", "unused", "buffers")
@@ -65,18 +65,25 @@ class Parameters(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return their number."""
         found = subject.budget.parameters
-        never = [weight.name for weight in _never_read(subject)]
-        evidence = [heaviest((layer.name, layer.parameters) for layer in subject.budget.layers)]
-        evidence += [f"{found.frozen:,} of them are frozen"] if found.frozen else []
-        evidence += [f"never read: {listed(never)} ({found.unused:,})"] if never else []
-        number = getattr(found, self.count)
-        return Measure((number,), tuple(filter(None, evidence)))
+        return Measure((getattr(found, self.count),), tuple(filter(None, self._evidence(subject))))
 
-
-def _never_read(subject: Subject) -> list[Weight]:
-    graph = subject.graph
-    read = {number for layer in graph.layers for number in layer.weights}
-    return [w for i, w in enumerate(graph.weights) if not w.buffer and i not in read]
+    def _evidence(self, subject: Subject) -> Iterator[str]:
+        budget, weights = subject.budget, subject.graph.weights
+        if self.count in ("total", "trainable"):
+            yield heaviest((layer.name, layer.parameters) for layer in budget.layers)
+        if self.count == "deployed":
+            yield heaviest((layer.name, layer.deployed) for layer in budget.layers)
+        if self.count == "buffers":
+            yield listed(weight.name for weight in weights if weight.buffer)
+        frozen = [one.name for one in weights if not one.buffer and not one.trainable]
+        if self.count in ("total", "frozen") and frozen:
+            yield f"{budget.parameters.frozen:,} frozen: {listed(frozen)}"
+        read = {number for layer in subject.graph.layers for number in layer.weights}
+        never = [w.name for i, w in enumerate(weights) if not w.buffer and i not in read]
+        if self.count in ("total", "unused") and never:
+            yield f"never read: {listed(never)}"
+        if self.count == "unused" and budget.parameters.unused:
+            yield "no output depends on them"
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,11 +121,16 @@ class Memory(Measured):
     Attributes:
         accounting: ``"inference peak"``: the most bytes of activations that live at once, as the
             network runs; ``"int8 peak"``: the same, an element one byte and batch norms folded;
-            ``"saved for backward"``; or the name of another of the budget's peaks.
+            ``"saved for backward"``; or what an element takes (``"as run"``, ``"float32"``,
+            ``"float16"``, ``"int8"``), and after it, with commas between, ``"batch norm folded"``,
+            ``"nothing in place"``, ``"with the input"``, as
+            :func:`~constrained_cnn.budget.memory_timeline` has them.
 
     Examples:
         >>> Memory(at_most=64_000, accounting="int8 peak").title
         'memory, int8 peak'
+        >>> Memory(at_most=64_000, accounting="int8, batch norm folded, with the input").required
+        'at most 64,000 B'
     """
 
     kind: ClassVar[str] = "memory"
@@ -127,11 +139,14 @@ class Memory(Measured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.accounting, str) or not self.accounting:
-            raise InvalidInputError(
-                f"accounting={self.accounting!r}: must be 'inference peak', 'int8 peak', "
-                "'saved for backward', or the name of another peak of the budget"
-            )
+        check_text("accounting", self.accounting)
+        if self.accounting in _PEAKS or self.accounting == _SAVED:
+            return
+        elements, *ways = self.accounting.split(", ")
+        if elements not in _ELEMENTS:
+            check_choice("accounting", self.accounting, (*_PEAKS, _SAVED, *_ELEMENTS))
+        for way in ways:
+            check_choice("accounting", way, _WAYS)
 
     @property
     def title(self) -> str:
@@ -141,16 +156,29 @@ class Memory(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return the bytes and where they are."""
         memory = subject.budget.memory
-        if self.accounting == "saved for backward":
+        if self.accounting == _SAVED:
             if memory.saved_for_backward is None:
                 raise CannotTellError(f"it does not run in training mode: {memory.problem}")
             costs = ((layer.name, layer.saved) for layer in subject.budget.layers)
             return Measure((memory.saved_for_backward,), (heaviest(costs),))
-        peaks = {peak.name: peak for peak in memory.peaks}
-        peaks |= {"inference peak": memory.timeline, "int8 peak": memory.int8_timeline}
-        peak = peaks[check_choice("accounting", self.accounting, tuple(peaks))]
+        peak = memory_timeline(subject.graph, **self._keywords())
         evidence = tuple(filter(None, [f"at {peak.peak_layer}", _unknown(subject.budget)]))
         return Measure((peak.peak,), evidence, at_least=not subject.budget.complete)
+
+    def _keywords(self) -> dict[str, Any]:
+        elements, *ways = _PEAKS.get(self.accounting, self.accounting).split(", ")
+        return {
+            "elements": elements,
+            "folded": "batch norm folded" in ways,
+            "in_place": "nothing in place" not in ways,
+            "with_input": "with the input" in ways,
+        }
+
+
+_SAVED = "saved for backward"
+_PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded"}
+_ELEMENTS = ("as run", "float32", "float16", "int8")
+_WAYS = ("batch norm folded", "nothing in place", "with the input")
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,6 +212,7 @@ class WeightBytes(Measured):
         memory, layers = subject.budget.memory, subject.budget.layers
         if self.stored_as == "as stored":
             costs = ((layer.name, layer.parameters) for layer in layers)
-            return Measure((memory.weights,), (heaviest(costs),))
+            return Measure((memory.weights,), (f"in parameters, {heaviest(costs)}",))
         costs = ((layer.name, layer.deployed) for layer in layers)
-        return Measure((memory.deployed_weights[self.stored_as],), (heaviest(costs),))
+        number = memory.deployed_weights[self.stored_as]
+        return Measure((number,), (f"in parameters, {heaviest(costs)}",))

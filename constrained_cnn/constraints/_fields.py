@@ -115,7 +115,10 @@ class CoversInput(Rule):
             f"{_by_axes([axis.length for axis in field.axes])}"
             for field in fields
         )
-        return self.finding(margin >= 0, said, margin=margin, evidence=_evidence(fields))
+        excess = f"{-margin} under" if margin < 0 else ""
+        return self.finding(
+            margin >= 0, said, margin=margin, excess=excess, evidence=_evidence(fields)
+        )
 
 
 @dataclass(frozen=True, repr=False)

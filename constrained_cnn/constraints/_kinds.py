@@ -18,10 +18,13 @@ _ACTIVATIONS = frozenset(
 # Neither linear nor called an activation: a network can make one of these.
 _BENDS = frozenset(
     """
-    abs absolute acos acosh amax amin asin asinh atan atan2 ceil copysign cos cosh erf erfc exp exp2
+    abs absolute acos acosh addcdiv addcmul amax amin asin asinh atan atan2 ceil copysign cos cosh
+    erf erfc exp exp2
     expm1 floor fmax fmin fmod frac heaviside hypot log log10 log1p log2 logaddexp logaddexp2 logit
     masked_fill max maximum min minimum nan_to_num pow reciprocal remainder round rsqrt sgn sign sin
     sinc sinh sqrt square tan trunc where xlogy
+    kthvalue lerp linalg_vector_norm logsumexp lp_pool1d lp_pool2d lp_pool3d median mode normalize
+    prod std topk var
     """.split()  # noqa: SIM905
 )
 _CLAMPS = ("clamp", "clamp_max", "clamp_min", "clip")
@@ -85,12 +88,14 @@ class Window:
         stride: Cells from one place to the next.
         padding: Cells before the first.
         dilation: Cells from tap to tap.
+        after: Cells behind the last.
     """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    after: tuple[int, ...] = ()
 
 
 def window_of(step: Step) -> Window | None:
@@ -107,10 +112,12 @@ def window_of(step: Step) -> Window | None:
     dilation = _spread(step.settings.get("dilation") or 1, count)
     padding = step.settings.get("padding") or 0
     if padding == "same":
-        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-    elif padding == "valid":
-        padding = 0
-    return Window(kernel, _spread(stride, count), _spread(padding, count), dilation)
+        spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        before = tuple(span // 2 for span in spans)
+        after = tuple(span - span // 2 for span in spans)
+    else:
+        before = after = _spread(0 if padding == "valid" else padding, count)
+    return Window(kernel, _spread(stride, count), before, dilation, after)
 
 
 def _spread(value: object, count: int) -> tuple[int, ...]:

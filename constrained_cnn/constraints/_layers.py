@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from constrained_cnn.constraints._kinds import (
     DROPOUTS,
+    KINDS,
     MOVES,
     Window,
     channels,
@@ -29,6 +30,7 @@ from constrained_cnn.errors import (
 )
 
 Cells = int | tuple[int, ...] | None
+Pads = tuple[tuple[int, int], ...]
 
 
 def check_cells(name: str, value: Cells) -> Cells:
@@ -37,7 +39,10 @@ def check_cells(name: str, value: Cells) -> Cells:
         return None
     if isinstance(value, list | tuple) and value:
         return tuple(check_integer(name, cells, minimum=0) for cells in value)
-    return check_integer(name, value, minimum=0)
+    try:
+        return check_integer(name, value, minimum=0)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error}, or one for each axis, such as [3, 1]") from error
 
 
 def is_of_size(found: tuple[int, ...], wanted: Cells) -> bool:
@@ -57,6 +62,18 @@ def say_cells(cells: Cells) -> str:
     if cells is None:
         return ""
     return "x".join(map(str, cells if isinstance(cells, tuple) else (cells, cells))) + " "
+
+
+_CONVS = ("conv", "depthwise", "dilated")
+_WINDOWS = (*_CONVS, "strided", "transposed_conv", "max_pool", "avg_pool", "pool")
+# Which kinds of layers have what is filtered by.
+_HAVE = {
+    "kernel": _WINDOWS,
+    "stride": _WINDOWS,
+    "dilation": _WINDOWS,
+    "bias": (*_CONVS, "transposed_conv", "fully_connected"),
+    "narrows": _CONVS,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,6 +122,12 @@ class Count(Measured):
         for name in ("bias", "narrows"):
             if getattr(self, name) is not None:
                 check_flag(name, getattr(self, name))
+        for name, kinds in _HAVE.items():
+            if getattr(self, name) is not None and self.layer not in kinds:
+                raise InvalidInputError(
+                    f"{name}={getattr(self, name)!r}: layers of kind {self.layer!r} have none; "
+                    f"those that do are {', '.join(kinds)}"
+                )
 
     @property
     def title(self) -> str:
@@ -144,7 +167,9 @@ class Count(Measured):
                 continue
             if window is None or not is_of_size(getattr(window, name), wanted):
                 return False
-        if self.bias is not None and bool(step.settings.get("bias")) != self.bias:
+        # Products that are called by another name than linear add a bias, as addmm does.
+        has_bias = bool(step.settings.get("bias", step.op == "linear"))
+        if self.bias is not None and has_bias != self.bias:
             return False
         if self.narrows is None:
             return True
@@ -158,7 +183,8 @@ class Count(Measured):
 class Dropout(Rule):
     """Every dropout that runs drops with one probability, and none drops in evaluation mode.
 
-    Where none runs it is kept; :class:`Count` asks for some.
+    Where none runs it is kept; :class:`Count` asks for some. One that runs with p = 0 drops
+    nothing, and breaks the rule all the same unless it asks for 0.
 
     Attributes:
         p: The probability.
@@ -199,13 +225,13 @@ class Dropout(Rule):
         every = [(step, dropout_p(step)) for step in subject.training.steps]
         running = [(step, p) for step, p in every if p is not None]
         still_on = [step.name for step in subject.evaluation.steps if is_dropout(step)]
-        wrong = [
-            f"{step.name}: p = {p:.10g}, {DROPOUTS[step.op]}"
-            for step, p in running
-            if _rounded(p) != _rounded(self.p) or self.drops not in (None, DROPOUTS[step.op])
-        ]
-        if self.off_in_evaluation:
-            wrong += [f"{name}: drops in evaluation mode too" for name in still_on]
+        found: dict[str, list[str]] = {}
+        for step, p in running:
+            if _rounded(p) != _rounded(self.p) or self.drops not in (None, DROPOUTS[step.op]):
+                found.setdefault(f"p = {p:.10g}, {DROPOUTS[step.op]}", []).append(step.name)
+        if self.off_in_evaluation and still_on:
+            found["drops in evaluation mode too"] = still_on
+        wrong = [f"{listed(names)}: {said}" for said, names in found.items()]
         kinds = dict.fromkeys(f"p = {p:.10g}, {DROPOUTS[step.op]}" for step, p in running)
         measured = "; ".join(kinds) or "no dropout runs"
         selection = select(subject, "dropout")
@@ -224,13 +250,13 @@ def _rounded(p: float) -> float:
 
 @dataclass(frozen=True, repr=False)
 class Padding(Rule):
-    """Every convolution of a kind is padded so.
+    """Every convolution of a kind is padded so, before the first cell and behind the last.
 
     Padding that an operation of its own puts around what the convolution reads counts with its own.
 
     Attributes:
-        cells: Cells before the first along each axis; ``"same"`` for as many as keep the size where
-            the stride is 1.
+        cells: Cells at either end of each axis; ``"same"`` for as many in all as give every
+            ``stride``-th cell an output, so that with a stride of 1 the size is kept.
         kernel: Only convolutions with such a kernel.
 
     Examples:
@@ -263,50 +289,67 @@ class Padding(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether every one is padded so."""
-        found: dict[str, tuple[int, ...]] = {}
+        found: dict[str, str] = {}
         wrong = []
         for course in subject.courses:
             for step in course.steps:
                 window = window_of(step) if is_conv(step) and step.op != "linear" else None
                 if window is None or not is_of_size(window.kernel, self.kernel):
                     continue
-                ahead = _padded_before(course, step, len(window.kernel))
-                pads = tuple(own + more for own, more in zip(window.padding, ahead, strict=True))
-                if step.name not in found and not is_of_size(pads, self._wanted(window)):
-                    wrong.append(f"{step.name}: padding {_by_axes(pads)}")
-                found.setdefault(step.name, pads)
+                pads = _pads(course, step, window)
+                if step.name not in found and not self._allows(pads, step, window):
+                    wrong.append(f"{step.name}: padding {_said(pads)}")
+                found.setdefault(step.name, _said(pads))
         if not wrong:
             subject.check_known()
-        kinds = sorted(dict.fromkeys(map(_by_axes, found.values())))
         if not found:
             return self.finding(True, "no such convolution runs")
-        return self.finding(
-            not wrong, " and ".join(kinds), evidence=tuple(wrong) or (listed(found),)
+        kinds = " and ".join(sorted(set(found.values())))
+        return self.finding(not wrong, kinds, evidence=tuple(wrong) or (listed(found),))
+
+    def _allows(self, pads: Pads, step: Step, window: Window) -> bool:
+        if not isinstance(self.cells, str):
+            ends = (tuple(pad[end] for pad in pads) for end in (0, 1))
+            return all(is_of_size(end, self.cells) for end in ends)
+        spans = zip(pads, step.before[1:], step.after[1:], window.stride, strict=True)
+        own = zip(window.padding, window.after, strict=True)
+        return all(
+            after == -(-(size - sum(pad) + sum(mine)) // stride)
+            for (pad, size, after, stride), mine in zip(spans, own, strict=True)
         )
 
-    def _wanted(self, window: Window) -> Cells:
-        if not isinstance(self.cells, str):
-            return self.cells
-        spans = zip(window.kernel, window.dilation, strict=True)
-        return tuple(d * (k - 1) // 2 for k, d in spans)
+
+def _said(pads: Pads) -> str:
+    """Return what is put around each axis, in words; ends that differ with a plus."""
+    each = [str(one) if one == other else f"{one}+{other}" for one, other in pads]
+    return " x ".join(each if len(set(each)) > 1 else each[:1])
 
 
-def _by_axes(pads: tuple[int, ...]) -> str:
-    return " x ".join(map(str, pads if len(set(pads)) > 1 else pads[:1]))
+def _pads(course: Course, step: Step, window: Window) -> Pads:
+    """Return the cells put before and behind each axis of what a convolution slides over."""
+    more = _padded_before(course, step, len(window.kernel))
+    own = zip(window.padding, window.after, strict=True)
+    return tuple((a + one, b + other) for (a, b), (one, other) in zip(own, more, strict=True))
 
 
-def _padded_before(course: Course, step: Step, axes: int) -> tuple[int, ...]:
-    """Return the cells that operations of their own put before what a step reads."""
+def _padded_before(course: Course, step: Step, axes: int) -> Pads:
+    """Return the cells that operations of their own put around what a step reads."""
     maker = course.makers.get(step.inputs[0]) if step.inputs else None
-    while maker is not None and maker.op in MOVES:
+    while maker is not None and _passes(maker):
         maker = course.makers.get(maker.inputs[0])
     if maker is None or "pad" not in maker.op:
-        return (0,) * axes
+        return ((0, 0),) * axes
     pads = maker.settings.get("pad") or maker.settings.get("padding")
     if not isinstance(pads, tuple):
         raise CannotTellError(f"{maker.name} pads by an amount that is not known")
-    # Pairs of before and after, the last axis first.
-    before = [int(pad) for pad in pads[::2]][::-1][-axes:]
-    own = (*(0,) * (axes - len(before)), *before)
+    # Pairs of before and behind, the last axis first.
+    pairs = [(int(one), int(two)) for one, two in zip(pads[::2], pads[1::2], strict=True)]
+    own = (*((0, 0),) * (axes - len(pairs)), *pairs[::-1][-axes:])
     more = _padded_before(course, maker, axes)
-    return tuple(one + other for one, other in zip(own, more, strict=True))
+    return tuple((a + c, b + d) for (a, b), (c, d) in zip(own, more, strict=True))
+
+
+def _passes(step: Step) -> bool:
+    """Whether a step leaves each cell in its place, and works on it alone."""
+    kinds = ("activation", "batch_norm", "dropout")
+    return step.op in MOVES or any(KINDS[kind](step) for kind in kinds)

@@ -88,8 +88,7 @@ class Measured(Rule):
         given = [self.at_least, self.at_most, self.exactly, self.near, *self.one_of]
         if all(limit is None for limit in given):
             raise InvalidInputError(
-                f"{self.kind}: no limit is given; give at_least, at_most, exactly, one_of, or near "
-                "and within"
+                "no limit is given; give at_least, at_most, exactly, one_of, or near and within"
             )
         if (self.near is None) != (self.within is None):
             raise InvalidInputError(
@@ -254,5 +253,7 @@ def say(number: Number, unit: str = "") -> str:
         >>> say(12_000), say(99.4, "%"), say(0.069)
         ('12,000', '99.4 %', '0.069')
     """
+    if unit == "%" and not isinstance(number, int):
+        number = round(number, 4)
     text = f"{number:,}" if isinstance(number, int) else f"{number:.10g}"
     return f"{text} {unit}" if unit else text

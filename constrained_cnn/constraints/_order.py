@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,7 +49,7 @@ class BlockOrder(Rule):
 
     Attributes:
         order: The kinds of layers, the first of them ``"conv"``: ``("conv", "relu", "batch_norm",
-            "dropout")``.
+            "dropout?")``. One with ``?`` behind it may be left out.
         kernel: Only convolutions with such a kernel.
         but_last: Whether the last convolution is left out.
 
@@ -71,7 +71,9 @@ class BlockOrder(Rule):
             )
         known = ("conv", "relu", "activation", "batch_norm", "group_norm", "instance_norm")
         for word in self.order[1:]:
-            check_word("order", word, (*known[1:], "layer_norm", "norm", "dropout"))
+            check_word(
+                "order", str(word).removesuffix("?"), (*known[1:], "layer_norm", "norm", "dropout")
+            )
         object.__setattr__(self, "order", tuple(self.order))
         object.__setattr__(self, "kernel", check_cells("kernel", self.kernel))
         check_flag("but_last", self.but_last)
@@ -99,9 +101,7 @@ class BlockOrder(Rule):
             if not meant or step in last or not course.is_live(step):
                 continue
             block, then = _block(course, step)
-            if len(block) == len(self.order) - 1 and all(
-                KINDS[word](one) for word, one in zip(self.order[1:], block, strict=True)
-            ):
+            if _fits(self.order[1:], block):
                 right.append(step.name)
             else:
                 said = ", ".join(["conv", *map(_told, block)])
@@ -117,9 +117,17 @@ class BlockOrder(Rule):
     def _may_be_so(self, block: Sequence[Step], unknown: Collection[str]) -> bool:
         """Whether nobody has described a step of a block, and what comes before it is in order."""
         known = list(itertools.takewhile(lambda step: step.name not in unknown, block))
-        begins = zip(self.order[1:], known, strict=False)
-        in_order = len(known) < len(self.order) and all(KINDS[word](one) for word, one in begins)
-        return len(known) < len(block) and in_order
+        return len(known) < len(block) and _fits(self.order[1:], known, begins=True)
+
+
+def _fits(order: Sequence[str], block: Sequence[Step], *, begins: bool = False) -> bool:
+    """Whether a block is in order, or begins so."""
+    if not order or (begins and not block):
+        return not block
+    word, may_go = order[0].removesuffix("?"), order[0].endswith("?")
+    if block and KINDS[word](block[0]) and _fits(order[1:], block[1:], begins=begins):
+        return True
+    return may_go and _fits(order[1:], block, begins=begins)
 
 
 # With these something else begins.
@@ -213,11 +221,18 @@ class CleanPrediction(Rule):
             unseen = select(subject, "dropout").open
             if unseen:
                 raise CannotTellError(unseen)
-        bent = [name for name, step in zone.items() if may_bend(step)]
-        if bent and {"relu", "activation"}.intersection(self.avoid):
-            raise CannotTellError(f"{listed(bent)} may be an activation")
+        bent = [name for name, step in zone.items() if may_bend(step) or _mixes(step)]
+        if bent and {"relu", "activation", "norm"}.intersection(self.avoid):
+            raise CannotTellError(f"{listed(bent)} may be an activation, or a norm")
         subject.check_known()
         return self.finding(True, "none", evidence=(listed(zone),))
+
+
+def _mixes(step: Step) -> bool:
+    """Whether a step makes one of several values in a way that need not be a sum."""
+    if step.op in ("einsum", "matmul", "bmm", "mm"):
+        return not step.weighted
+    return len(set(step.inputs)) > 1 and step.op not in ("add", "cat", "rsub", "stack", "sub")
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,7 +240,7 @@ class Distance(Measured):
     """How far layers of a kind stay away from the output.
 
     Counted are the convolutions and fully connected layers behind them, on the shortest way to an
-    output, in training mode. Where no such layer runs the rule is kept.
+    output, in either mode. Where no such layer runs the rule is kept.
 
     Attributes:
         layer: The kind, as in :class:`Count`.
@@ -249,7 +264,19 @@ class Distance(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the least distance."""
-        course = subject.training
+        found = [pair for course in subject.courses for pair in self._distances(course)]
+        unseen = select(subject, self.layer).open
+        if unseen:
+            raise CannotTellError(unseen)
+        if not found:
+            return Measure((), said=f"no {self.layer} runs")
+        nearest = min(number for number, _ in found)
+        names = dict.fromkeys(name for number, name in found if number == nearest)
+        evidence = f"nearest: {listed(names)}"
+        return Measure((nearest,), (evidence,))
+
+    def _distances(self, course: Course) -> Iterator[tuple[int, str]]:
+        """Yield how far each such layer is from an output, and its name."""
         ahead: dict[int, int] = dict.fromkeys(course.outputs, 0)
         far: dict[int, int] = {}
         for step in reversed(course.steps):
@@ -260,19 +287,9 @@ class Distance(Measured):
             more = min(known) + is_weighted_product(step)
             for value in step.inputs:
                 ahead[value] = min(more, ahead.get(value, more))
-        found = [
-            (far[step.position], step.name)
-            for step in course.steps
-            if step.position in far and KINDS[self.layer](step)
-        ]
-        unseen = select(subject, self.layer).open
-        if unseen:
-            raise CannotTellError(unseen)
-        if not found:
-            return Measure((), said=f"no {self.layer} runs")
-        nearest = min(number for number, _ in found)
-        evidence = f"nearest: {listed(name for number, name in found if number == nearest)}"
-        return Measure((nearest,), (evidence,))
+        for step in course.steps:
+            if step.position in far and KINDS[self.layer](step):
+                yield far[step.position], step.name
 
 
 @dataclass(frozen=True, repr=False)
@@ -303,20 +320,23 @@ class ConvsBeforePool(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return their number before each pool."""
-        course = subject.evaluation
         subject.check_known()
-        deep: dict[int, int] = defaultdict(int)
-        found: list[tuple[str, int]] = []
-        for step in filter(course.is_live, course.steps):
-            before = max((deep[value] for value in step.inputs), default=0)
-            if KINDS["max_pool"](step):
-                found.append((step.name, before))
-                before = 0
-            window = window_of(step) if is_conv(step) else None
-            counts = window is not None and is_of_size(window.kernel, self.kernel)
-            deep |= dict.fromkeys(step.outputs, before + counts)
+        pairs = [pair for course in subject.courses for pair in self._before(course)]
+        found = list(dict.fromkeys(pairs))  # what runs in both modes is told once
         if not found:
             return Measure((), said="no max_pool runs")
         evidence = listed(f"{name}: {number}" for name, number in found)
         said = ", ".join(str(number) for _, number in found)
         return Measure(tuple(number for _, number in found), (evidence,), said)
+
+    def _before(self, course: Course) -> Iterator[tuple[str, int]]:
+        """Yield the name of each pool, and how many convolutions stand before it."""
+        deep: dict[int, int] = defaultdict(int)
+        for step in filter(course.is_live, course.steps):
+            before = max((deep[value] for value in step.inputs), default=0)
+            if KINDS["max_pool"](step):
+                yield step.name, before
+                before = 0
+            window = window_of(step) if is_conv(step) else None
+            counts = window is not None and is_of_size(window.kernel, self.kernel)
+            deep |= dict.fromkeys(step.outputs, before + counts)

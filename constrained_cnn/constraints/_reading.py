@@ -25,7 +25,7 @@ from constrained_cnn.errors import (
 )
 from constrained_cnn.record import write_atomically
 
-_KEYS = ("name", "about", "extends", "rules")
+_KEYS = ("name", "about", "extends", "without", "rules")
 TABLE = "constrained-cnn"
 
 
@@ -33,11 +33,11 @@ def constraints_from_dict(content: Mapping[str, Any], *, name: str = "rules") ->
     """Return constraints from plain data, as :meth:`Constraints.to_dict` gives it.
 
     ``extends`` names rules that come with the package, to which these are added; one that has the
-    name of an earlier one replaces it.
+    name of an earlier one replaces it, and those whose names ``without`` lists are left out.
 
     Args:
-        content: The data: ``name``, ``about``, ``extends`` and ``rules``, each rule with its kind
-            under ``rule``.
+        content: The data: ``name``, ``about``, ``extends``, ``without`` and ``rules``, each rule
+            with its kind under ``rule``.
         name: What they are called if they do not say it themselves.
 
     Raises:
@@ -65,11 +65,18 @@ def constraints_from_dict(content: Mapping[str, Any], *, name: str = "rules") ->
                 raise SpecError(f"2 rules have the name {rules[-1].name!r}; one may", ("name",))
     own = {key: content[key] for key in ("name", "about") if key in content}
     base = content.get("extends")
+    without = content.get("without", [])
+    if not isinstance(without, list | tuple) or not all(isinstance(one, str) for one in without):
+        raise SpecError(f"without={say_value(without)}: must be a list of names", ("without",))
+    if without and base is None:
+        raise SpecError("without: leaves out rules of extends, which is not given", ("without",))
     with _at():
         if base is None:
             return Constraints(tuple(rules), **{"name": name, **own})
         check_choice("extends", base, list_constraints())
         extended = get_constraints(base)
+        if without:
+            extended = extended.without(*without)
         if rules:
             extended = extended + Constraints(tuple(rules))
         return dataclasses.replace(extended, **{"name": name, **own})
@@ -201,7 +208,8 @@ def load_constraints(path: str | os.PathLike[str]) -> Constraints:
         for key in ahead:
             content = content.get(key) if isinstance(content, dict) else None
         if content is None:
-            raise InvalidInputError(f"{str(file)!r} has no table [tool.{TABLE}]")
+            hint = f"; it is {TABLE}, with a hyphen" if "[tool.constrained_cnn]" in text else ""
+            raise InvalidInputError(f"{str(file)!r} has no table [tool.{TABLE}]{hint}")
     try:
         return constraints_from_dict(content, name=default)
     except InvalidInputError as error:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +82,16 @@ class Report:
         if not self.ok:
             raise ConstraintError(self.explain(), report=self)
 
-    def explain(self) -> str:
-        """Return in words what is broken, and of what it cannot be told, with the evidence."""
+    def explain(self, *, every: bool = False, width: int | None = None) -> str:
+        """Return in words what is broken, and of what it cannot be told, with the evidence.
+
+        Args:
+            every: Whether to tell of the rules that are kept too.
+            width: Columns to fill; None for lines as long as they are.
+        """
+        kept = [finding for finding in self.judged if finding.ok] if every else []
         lines = [self.summary()]
-        for finding in (*self.failed, *self.unclear):
+        for finding in (*self.failed, *self.unclear, *kept):
             sign = _SIGNS[finding.verdict].split()[0]
             excess = f" ({finding.excess})" if finding.excess else ""
             lines.append(
@@ -92,7 +99,7 @@ class Report:
                 f"{finding.measured}{excess}"
             )
             lines += [f"    {said}" for said in finding.evidence]
-        return "\n".join(lines)
+        return "\n".join(lines if width is None else [_filled(line, width) for line in lines])
 
     def summary(self) -> str:
         """Return in one line how many rules are kept."""
@@ -102,7 +109,11 @@ class Report:
         parts += [f"{len(self.unclear)} cannot be told"] if self.unclear else []
         aside = len(self.findings) - len(self.judged)
         parts += [f"{aside} on a run, not judged without its record"] if aside else []
-        return f"{self.model}: {', '.join(parts)} ({self.constraints})"
+        return f"{self.model}: {', '.join(parts)} ({self._rules})"
+
+    @property
+    def _rules(self) -> str:
+        return self.constraints if self.constraints == "rules" else f"rules {self.constraints}"
 
     def table(self, *, evidence: bool = True) -> Table:
         """Return a row for each rule.
@@ -117,9 +128,10 @@ class Report:
         return Table(
             (*columns, "<evidence") if evidence else columns,
             rows,
-            title=f"{self.model} on {shapes}{runs}: rules {self.constraints}",
+            title=f"{self.model} on {shapes}{runs}: {self._rules}",
             may_go=("margin",),
-            colours=tuple(_colour(finding) for finding in self.findings),
+            colours=tuple(map(_colour, self.findings)),
+            coloured="verdict",
         )
 
     def beside(self, old: "Report") -> Table:
@@ -137,15 +149,16 @@ class Report:
                 "both by the same rules"
             )
         rows = tuple(
-            (_sign(new), _sign(was), new.rule.label, new.required, was.measured, new.measured)
+            (_sign(was), _sign(new), new.rule.label, new.required, was.measured, new.measured)
             for was, new in zip(old.findings, self.findings, strict=True)
         )
         return Table(
-            ("<new", "<old", "<rule", "<required", "<measured, old", "<measured, new"),
+            ("<old", "<new", "<rule", "<required", "<measured, old", "<measured, new"),
             rows,
-            title=f"Rules {self.constraints}: {old.model} -> {self.model}",
+            title=f"{old.model} -> {self.model}: {self._rules}",
             may_go=("required",),
             colours=tuple(map(_colour, self.findings)),
+            coloured="new",
         )
 
     def __repr__(self) -> str:
@@ -158,7 +171,7 @@ class Report:
         from rich.text import Text
 
         yield self.table(evidence=False)
-        yield Text(self.explain())
+        yield Text(self.explain(width=options.max_width))
 
     def _repr_html_(self) -> str:
         return f"{self.table().to_html()}<p>{html.escape(self.summary())}</p>"
@@ -200,6 +213,14 @@ def _row(finding: Finding, evidence: bool) -> tuple[str, ...]:
         _margin(finding),
     )
     return (*cells, "; ".join(finding.evidence)) if evidence else cells
+
+
+def _filled(line: str, width: int) -> str:
+    """Return a line broken into several, those after the first set in further."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(
+        line, width, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _colour(finding: Finding) -> str:

@@ -100,7 +100,9 @@ class Rule(abc.ABC):
     def label(self) -> str:
         """Name and title, as a report has them."""
         title = self.title
-        return title if self.name.lower() in title.lower() else f"{self.name}: {title}"
+        same = self.name.lower().replace("_", " ") in ("", title.lower().replace("_", " "))
+        label = title if same else f"{self.name}: {title}"
+        return "".join(sign if sign.isprintable() else " " for sign in label)
 
     @final
     def judge(self, subject: Subject) -> Finding:
@@ -301,7 +303,7 @@ class Not(Rule):
     Examples:
         >>> from constrained_cnn.constraints import Count
         >>> (~Count("max_pool", at_least=1)).required
-        'not: max_pool at least 1'
+        'not: at least 1'
     """
 
     kind: ClassVar[str] = "not"
@@ -315,12 +317,12 @@ class Not(Rule):
     @property
     def title(self) -> str:
         """What it is about."""
-        return f"not {self.of.label}"
+        return self.of.title
 
     @property
     def required(self) -> str:
         """What it asks for, in words."""
-        return f"not: {self.of.title} {self.of.required}"
+        return f"not: {self.of.required}"
 
     def find(self, subject: Subject) -> Finding:
         """Return the opposite of what is found of the rule."""

@@ -327,7 +327,12 @@ class _OfAccuracy(Measured):
         check_choice("of", self.of, ("test", "validation"))
 
     def _checked(self, name: str, value: int | float) -> int | float:
-        return check_number(name, value, minimum=0.0, maximum=100.0)
+        number = check_number(name, value, minimum=0.0, maximum=100.0)
+        if 0 < number < 1 and name != "within":
+            raise InvalidInputError(
+                f"{name}={value!r}: must be in percent, as 99.4 is; a share is not meant"
+            )
+        return number
 
     @property
     def _on(self) -> str:
@@ -341,7 +346,7 @@ class _OfAccuracy(Measured):
         name = _said(run, "data", "name", str)
         if self.data not in (None, name):
             raise CannotTellError(f"the run is on {name}, not on {self.data}")
-        if run.status != "finished":
+        if run.status != "finished" or run.epochs < 1:
             raise CannotTellError(f"the run is not finished: {run.epochs} epochs ran")
 
     def _final(self, run: RunRecord) -> Fraction | None:
@@ -350,10 +355,17 @@ class _OfAccuracy(Measured):
         errors = result.get(f"{self.of}_errors")
         part = run.data.get("test" if self.of == "test" else "held_out")
         samples = part.get("samples") if isinstance(part, Mapping) else None
-        if isinstance(errors, int) and isinstance(samples, int) and 0 <= errors <= samples > 0:
-            return Fraction(100 * (samples - errors), samples)
         accuracy = result.get(f"{self.of}_accuracy")
-        return Fraction(repr(accuracy)) if _is_number(accuracy) else None
+        said = Fraction(repr(round(accuracy, 9))) if _is_number(accuracy) else None
+        if isinstance(errors, int) and isinstance(samples, int) and 0 <= errors <= samples > 0:
+            counted = Fraction(100 * (samples - errors), samples)
+            if said is not None and abs(said - counted) > Fraction(1, 100):
+                raise CannotTellError(
+                    f"the record contradicts itself: {errors} errors of {samples:,} and an "
+                    f"accuracy of {say(float(said), '%')}"
+                )
+            return counted
+        return said if said is not None and 0 <= said <= 100 else None
 
     def _curve(self, run: RunRecord) -> list[float | None]:
         """Return the accuracy after each epoch; None where it was not read on these images."""
@@ -387,6 +399,8 @@ class Accuracy(_OfAccuracy):
     """Accuracy of the weights after the last epoch, in percent.
 
     Attributes:
+        data: Name of the data set that is meant; on any other it cannot be told. None for any.
+        of: ``"test"`` or ``"validation"``: the images it is the accuracy on.
         over_seeds: ``"each"``: every run's own; ``"mean"``: their mean.
 
     Examples:
@@ -447,6 +461,10 @@ class Accuracy(_OfAccuracy):
 class BestAccuracy(_OfAccuracy):
     """The best accuracy after any epoch, in percent. Chosen on the test images it is optimistic.
 
+    Attributes:
+        data: Name of the data set that is meant; on any other it cannot be told. None for any.
+        of: ``"test"`` or ``"validation"``: the images it is the accuracy on.
+
     Examples:
         >>> BestAccuracy(at_least=99.4).title
         'best test accuracy'
@@ -481,6 +499,8 @@ class LastEpochs(_OfAccuracy):
     """Accuracy after each of the last epochs, in percent: reached to stay, not once.
 
     Attributes:
+        data: Name of the data set that is meant; on any other it cannot be told. None for any.
+        of: ``"test"`` or ``"validation"``: the images it is the accuracy on.
         last: How many epochs.
 
     Examples:
@@ -498,7 +518,7 @@ class LastEpochs(_OfAccuracy):
     @property
     def title(self) -> str:
         """What it is about."""
-        return f"{self._images}, last {self.last} epochs"
+        return f"{self._images}, last {'epoch' if self.last == 1 else f'{self.last} epochs'}"
 
     def measure(self, subject: Subject) -> Measure:
         """Return the accuracy after each of them that was read."""

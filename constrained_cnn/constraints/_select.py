@@ -16,7 +16,8 @@ from constrained_cnn.constraints._kinds import (
     may_bend,
 )
 from constrained_cnn.constraints._steps import Course, Step
-from constrained_cnn.constraints._subject import Subject, listed
+from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
+from constrained_cnn.errors import ConstrainedCNNError
 from constrained_cnn.receptive_field import LayerField
 
 # What the classes of modules are called that were declared for such a layer.
@@ -69,11 +70,15 @@ def select(
         return _dropouts(subject, keep)
     if word == GLOBAL_AVERAGE_POOL:
         return _global_pools(subject, keep)
-    in_use = _of_kind(subject.evaluation, word, keep)
+    in_use = every = _of_kind(subject.evaluation, word, keep)
+    gates: list[Step] = []
+    if word == "fully_connected":
+        in_use, gates = _without_gates(subject, every)
     problem = subject.graph.training.problem
     trained = in_use if problem else _of_kind(subject.training, word, keep)
     remarks = [
-        *_dead(in_use),
+        *_dead(every),
+        *_gating(gates),
         *_only(in_use, trained, "evaluation"),
         *_only(trained, in_use, "training"),
     ]
@@ -110,6 +115,40 @@ def _sorted(course: Course, steps: Sequence[Step]) -> _Found:
         tuple(step for step in steps if course.is_live(step)),
         tuple(step for step in steps if not course.is_live(step)),
     )
+
+
+def _without_gates(subject: Subject, found: _Found) -> tuple[_Found, list[Step]]:
+    """Return what was found without the layers that only scale places, as a squeeze-excite does."""
+    gates = [step for step in found.live if _only_gates(subject, step)]
+    live = tuple(step for step in found.live if step not in gates)
+    return _Found(live, (*found.dead, *gates)), gates
+
+
+def _gating(gates: Sequence[Step]) -> list[str]:
+    return [f"{step.name}: only scales what has places, as a gate" for step in gates]
+
+
+def _only_gates(subject: Subject, step: Step) -> bool:
+    """Whether what a step makes, which has no places, goes out only through layers that have."""
+    course, waiting, met = subject.evaluation, [step], {step.position}
+    while waiting:
+        one = waiting.pop()
+        if set(one.outputs).intersection(course.outputs):
+            return False
+        for follower in course.following(one):
+            scales = follower.op in ("mul", "multiply") and _has_places(subject, follower)
+            if follower.position not in met and not scales:
+                waiting.append(follower)
+                met.add(follower.position)
+    return True
+
+
+def _has_places(subject: Subject, step: Step) -> bool:
+    try:
+        rows = subject.rows.get(step.name, ())
+    except (CannotTellError, ConstrainedCNNError):
+        return False
+    return any(axis.units is not None and axis.units > 1 for row in rows for axis in row.axes)
 
 
 def _dead(found: _Found) -> list[str]:
@@ -200,12 +239,13 @@ def _global_pools(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
             unseen = unseen or f"{step.name} reads the whole map, and may average it"
         elif step.op in MOVES | RESHAPES and step.inputs[0] in averaged:
             averaged |= dict.fromkeys(step.outputs, averaged[step.inputs[0]])
-    sorted_ = _sorted(course, found)
+    all_of_them = _sorted(course, found)
+    sorted_, gates = _without_gates(subject, all_of_them)
     return Selection(
         sorted_.live,
         len(sorted_.live),
         len(sorted_.ran),
-        (*remarks, *_dead(sorted_), *_idle(subject, GLOBAL_AVERAGE_POOL)),
+        (*remarks, *_dead(all_of_them), *_gating(gates), *_idle(subject, GLOBAL_AVERAGE_POOL)),
         unseen,
     )
 

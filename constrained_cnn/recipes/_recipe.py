@@ -1,9 +1,9 @@
 """Recipe: what a named run is made of, and the recipes of the reference networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from constrained_cnn.constraints import Constraints
+from constrained_cnn.constraints import Constraints, Rule
 from constrained_cnn.data import Augmentation
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.training import TrainConfig
@@ -21,8 +21,9 @@ class Recipe:
         input_shape: Shape of one image: channels, height, width.
         augmentation: What is done to training images.
         config: How to train; its seed is replaced by the run's.
-        constraints: Rules that the network is to keep, or their name; None for none. They are
-            judged before the first step.
+        constraints: Rules that the network is to keep, as
+            :func:`constrained_cnn.constraints.check` takes them; None for none. They are judged
+            before the first step.
         departures: Names of rules that it is known to break; any other that is broken is an error.
     """
 
@@ -33,7 +34,7 @@ class Recipe:
     input_shape: tuple[int, int, int] = (1, 28, 28)
     augmentation: Augmentation = field(default_factory=Augmentation)
     config: TrainConfig = field(default_factory=TrainConfig)
-    constraints: Constraints | str | None = None
+    constraints: Constraints | Rule | Sequence[Rule] | str | None = None
     departures: tuple[str, ...] = ()
 
 

@@ -1,17 +1,15 @@
 """The rules of a recipe: judged before the first step, and with the record after the last."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 
 from torch import nn
 
-from constrained_cnn.constraints import Constraints, check
-from constrained_cnn.constraints import get_constraints as rules_named
-from constrained_cnn.errors import ConstraintError
-from constrained_cnn.graph import Graph
+from constrained_cnn.constraints import Constraints, Report, as_constraints, check
+from constrained_cnn.errors import ConstraintError, InvalidInputError, reason_of
 from constrained_cnn.recipes._recipe import Recipe
 from constrained_cnn.record import RunRecord
-from constrained_cnn.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -19,14 +17,14 @@ class RulesOfARecipe:
     """The rules of a recipe, and the network they are of.
 
     Attributes:
+        recipe: The recipe.
+        model: The network.
         rules: The rules; None where the recipe has none.
-        graph: The network; None where there is nothing to judge.
-        departures: Names of rules that the network is known to break.
     """
 
-    rules: Constraints | None = None
-    graph: Graph | None = None
-    departures: tuple[str, ...] = ()
+    recipe: Recipe
+    model: nn.Module
+    rules: Constraints | None
 
     @classmethod
     def of(cls, recipe: Recipe, model: nn.Module) -> "RulesOfARecipe":
@@ -35,13 +33,16 @@ class RulesOfARecipe:
         Raises:
             InvalidInputError: If there are no rules of that name, or a departure names no rule.
         """
-        rules = recipe.constraints
-        if rules is None:
-            return cls()
-        rules = rules_named(rules) if isinstance(rules, str) else rules
-        rules.without(*recipe.departures)  # raises if one is no rule's name
-        graph = dataclasses.replace(trace(model, recipe.input_shape), model=recipe.model)
-        return cls(rules, graph, recipe.departures)
+        if recipe.constraints is None:
+            return cls(recipe, model, None)
+        rules = as_constraints(recipe.constraints)
+        names = sorted(rule.name for rule in rules if rule.name)
+        for name in recipe.departures:
+            if name not in names:
+                raise InvalidInputError(
+                    f"departures: name={name!r}: no rule has it; names are {names}"
+                )
+        return cls(recipe, model, rules)
 
     def check_before(self) -> None:
         """Raise if the network breaks a rule that it is not known to break.
@@ -49,17 +50,28 @@ class RulesOfARecipe:
         Raises:
             ConstraintError: With what is broken, and the evidence.
         """
-        if self.rules is None or self.graph is None:
+        if self.rules is None:
             return
-        report = check(self.graph, constraints=self.rules)
-        broken = [one for one in report.failed if one.rule.name not in self.departures]
+        report = self._report(self.rules)
+        broken = [one for one in report.failed if one.rule.name not in self.recipe.departures]
         if broken:
             kept = dataclasses.replace(report, findings=tuple(broken))
             raise ConstraintError(f"before the first step: {kept.explain()}", report=report)
 
     def judged(self, record: RunRecord) -> RunRecord:
-        """Return the record with the report on the network and on the run itself."""
-        if self.rules is None or self.graph is None:
+        """Return the record with the report on the network and on the run itself.
+
+        A rule that fails to judge costs the report, with a warning, and never the run.
+        """
+        if self.rules is None:
             return record
-        report = check(self.graph, constraints=self.rules, run=record)
-        return dataclasses.replace(record, report=report.to_dict())
+        try:
+            report = self._report(self.rules, record).to_dict()
+        except Exception as error:  # noqa: BLE001 - a rule may be anybody's
+            warnings.warn(f"the run was not judged by its rules: {reason_of(error)}", stacklevel=3)
+            return record
+        return dataclasses.replace(record, report=report)
+
+    def _report(self, rules: Constraints, record: RunRecord | None = None) -> Report:
+        report = check(self.model, self.recipe.input_shape, rules, run=record)
+        return dataclasses.replace(report, model=self.recipe.model)

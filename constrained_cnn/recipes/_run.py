@@ -267,6 +267,7 @@ def _record(
         result=result,
         history=history.to_dicts(),
         environment=describe_environment(trainer.device),
+        weight_shapes=[list(parameter.shape) for parameter in model.parameters()],
     )
 
 

@@ -65,7 +65,8 @@ def fit_widths(
             ``"most macs"``; or widths to be near, the least sum of squared relative distances.
             Of those that are equal in this too, the lesser widths come first.
         count: How many answers; None for all that are as near to the target as can be.
-        where: Whether widths may be, given by name; asked before a network is made.
+        where: Whether widths may be, given as one mapping by name: ``lambda w: w["a"] < w["b"]``;
+            asked before a network is made.
         rules: What every answer must keep, as :func:`constrained_cnn.constraints.check` takes them.
             Rules on costs bound the search; of the others each network that is found is asked, and
             the search goes on where it breaks one. Rules on a run do not count.
@@ -111,10 +112,20 @@ def fit_widths(
         search = Search(_problem(space, costs, quantity, bounds, criterion))
         found = search.nearest(wanted, *bounds.get(quantity, (None, None)))
     if where is not None:
-        found = (one for one in found if where(space.widths(one.point)))
+        found = (one for one in found if _asked(where, space.widths(one.point)))
     answers = _answers(found, factory, costs, criterion, (quantity, wanted), most, kept)
     note = why or _note(answers, most, where is not None or kept is not None)
     return Fits(quantity, wanted, bounds, criterion.words, answers, factory.traces, note)
+
+
+def _asked(where: Where, widths: Mapping[str, int]) -> bool:
+    try:
+        return bool(where(widths))
+    except Exception as error:
+        raise InvalidInputError(
+            f"where= raised {type(error).__name__}: {error}, asked about {dict(widths)}; it takes "
+            'one mapping of widths by name: lambda w: w["a"] < w["b"]'
+        ) from error
 
 
 def _checked_target(target: Mapping[str, int]) -> tuple[str, int]:
@@ -144,7 +155,7 @@ def _checked_limits(limits: Mapping[str, int | tuple[int | None, int | None]]) -
 
 def _limit(name: str, limit: int | tuple[int | None, int | None]) -> tuple[int | None, int | None]:
     pair = limit if isinstance(limit, tuple | list) else (None, limit)
-    if len(pair) != 2 or pair == (None, None):
+    if len(pair) != 2 or tuple(pair) == (None, None):
         raise InvalidInputError(
             f"limits: {name}={limit!r}: must be the most, or the least and the most, such as "
             "(None, 4_000_000)"

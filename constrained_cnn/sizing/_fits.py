@@ -116,8 +116,14 @@ class Fits:
     @property
     def _title(self) -> str:
         goal = say_amount(self.quantity, self.target)
-        limits = [_say_limit(name, *limit) for name, limit in self.limits.items()]
-        return f"Networks of {', '.join([goal, *limits])}; {self.order} first"
+        met = all(fit.difference == 0 for fit in self.answers)
+        limits = [
+            _say_limit(name, *limit)
+            for name, limit in self.limits.items()
+            if limit != (self.target, self.target) or name != self.quantity
+        ]
+        near = "Networks of" if met and self.answers else "Networks nearest to"
+        return f"{near} {', '.join([goal, *limits])}; {self.order} first"
 
     def table(self) -> Table:
         """Return the answers as a table, a row for each."""

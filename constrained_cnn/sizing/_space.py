@@ -60,6 +60,9 @@ class Space:
             yield tuple(draw.randrange(size) for size in self.sizes)
 
 
+MOST_VALUES = 100_000
+
+
 def as_space(widths: Mapping[str, range | int]) -> Space:
     """Return the space of widths as a user gives them.
 
@@ -92,6 +95,10 @@ def _range(name: str, given: range | int) -> range:
         rule = "must hold positive widths only" if values else "is empty"
         raise InvalidInputError(
             f"widths: {name}={given!r}: {rule}; range(8, 65, 8) is 8, 16, ... to 64"
+        )
+    if values[-1] - values[0] >= MOST_VALUES * values.step:  # len() is limited itself
+        raise InvalidInputError(
+            f"widths: {name}={given!r}: holds more than {MOST_VALUES:,} widths; narrow it"
         )
     return values
 
