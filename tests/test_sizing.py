@@ -341,7 +341,5 @@ def test_an_order_far_from_the_widths_loses_no_answer() -> None:
 
 
 def test_where_that_takes_widths_one_by_one_is_a_clear_error() -> None:
-    with pytest.raises(
-        InvalidInputError, match=r"where= raised TypeError: .*one mapping of widths"
-    ):
+    with pytest.raises(InvalidInputError, match=r"where= raised TypeError: .*one mapping of"):
         fit(where=lambda a, b: a < b)
