@@ -43,8 +43,9 @@ def fit_widths(
 
     Networks at a few widths are made and traced. From these, each quantity is worked out exactly
     as a polynomial of the widths (a peak as the greatest of one polynomial for each operation),
-    and checked at others. The search is exact: no network that meets the limits is nearer than the
-    first answer, and of those as near none comes before it in the order. Each answer is then made
+    and checked at others. The search is exact where the costs are these polynomials: no network
+    that meets the limits is nearer than the first answer, and of those as near none comes before it
+    in the order. A factory that treats one width apart can escape the checks. Each answer is then made
     and measured, so what is said of it is what it costs.
 
     Quantities are ``parameters``, ``trainable_parameters``, ``deployed_parameters``, ``macs``,
