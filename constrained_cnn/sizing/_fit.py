@@ -45,8 +45,8 @@ def fit_widths(
     as a polynomial of the widths (a peak as the greatest of one polynomial for each operation),
     and checked at others. The search is exact where the costs are these polynomials: no network
     that meets the limits is nearer than the first answer, and of those as near none comes before it
-    in the order. A factory that treats one width apart can escape the checks. Each answer is then made
-    and measured, so what is said of it is what it costs.
+    in the order. A factory that treats one width apart can escape the checks. Each answer is then
+    made and measured, so what is said of it is what it costs.
 
     Quantities are ``parameters``, ``trainable_parameters``, ``deployed_parameters``, ``macs``,
     ``weight_bytes``, ``inference_peak`` and ``int8_peak`` (bytes), of one sample, as
