@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from constrained_cnn import pytest_plugin
 from constrained_cnn.errors import CheckpointError
+from constrained_cnn.pytest_plugin import _baseline
 
 NET = """
 import os
@@ -405,16 +405,16 @@ def test_a_damaged_or_foreign_file_is_told(tmp_path: Path, content: bytes, why: 
     file = tmp_path / "baseline.json"
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"is not a baseline: .*{why}.*stays as it is"):
-        pytest_plugin._read(file)
+        _baseline.read_baseline(file)
 
 
 def test_numbers_of_a_baseline_are_numbers(tmp_path: Path) -> None:
     entry = {"model": "Net", "sample": "1 x 28 x 28", "quantities": {"MACs": "many"}}
-    content = {"schema": pytest_plugin.SCHEMA, "networks": {"a": entry}}
+    content = {"schema": _baseline.SCHEMA, "networks": {"a": entry}}
     file = tmp_path / "baseline.json"
     file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match="MACs='many'"):
-        pytest_plugin._read(file)
+        _baseline.read_baseline(file)
 
 
 def test_several_processes_may_not_write_the_baseline(tmp_path: Path) -> None:

@@ -28,18 +28,20 @@ from constrained_cnn.constraints._reading import (
     save_constraints,
 )
 from constrained_cnn.constraints._report import Report
-from constrained_cnn.constraints._rule import AllOf, AnyOf, Finding, Not, Rule
-from constrained_cnn.constraints._runs import (
+from constrained_cnn.constraints._results import (
     Accuracy,
-    Augmentation,
-    BatchSize,
     BestAccuracy,
-    DataSet,
-    Epochs,
     LastEpochs,
-    Normalisation,
     Seeds,
     TestUnseen,
+)
+from constrained_cnn.constraints._rule import AllOf, AnyOf, Finding, Not, Rule
+from constrained_cnn.constraints._runs import (
+    Augmentation,
+    BatchSize,
+    DataSet,
+    Epochs,
+    Normalisation,
 )
 from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject

@@ -11,18 +11,20 @@ from constrained_cnn.constraints._order import (
     ConvsBeforePool,
     Distance,
 )
-from constrained_cnn.constraints._rule import AllOf, AnyOf, Not, Rule
-from constrained_cnn.constraints._runs import (
+from constrained_cnn.constraints._results import (
     Accuracy,
-    Augmentation,
-    BatchSize,
     BestAccuracy,
-    DataSet,
-    Epochs,
     LastEpochs,
-    Normalisation,
     Seeds,
     TestUnseen,
+)
+from constrained_cnn.constraints._rule import AllOf, AnyOf, Not, Rule
+from constrained_cnn.constraints._runs import (
+    Augmentation,
+    BatchSize,
+    DataSet,
+    Epochs,
+    Normalisation,
 )
 from constrained_cnn.errors import InvalidInputError, check_choice
 

@@ -5,56 +5,48 @@ It comes with the package. The fixture ``check_network`` is a :class:`NetworkChe
 Nothing heavy is imported until a test uses the fixture.
 """
 
-import json
 import os
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import pytest
 
-from constrained_cnn.errors import (
-    CheckpointError,
-    ConstrainedCNNError,
-    InvalidInputError,
-    OutputError,
-    check_integer,
-    check_known_keys,
-    reason_of,
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, check_known_keys
+from constrained_cnn.pytest_plugin._baseline import (
+    UPDATE,
+    Entry,
+    changes,
+    claim,
+    in_short,
+    locked,
+    problem_of,
+    read_baseline,
+    write_baseline,
 )
-from constrained_cnn.record import write_atomically
-from constrained_cnn.table import Table
 
 if TYPE_CHECKING:
     import torch
 
-    from constrained_cnn.budget import Budget, Change
+    from constrained_cnn.budget import Budget
     from constrained_cnn.constraints import Constraints, Report, Rule
     from constrained_cnn.graph import Graph
     from constrained_cnn.record import RunRecord
 
 __all__ = ["NetworkCheck"]
 
-SCHEMA = "constrained_cnn.baseline/1"
-
-_UPDATE = "--constrained-cnn-update"
 _MARKED = ("rules", "input_shape")
-_FIELD = "receptive field"
-_HEAVIEST = 5
-_TRIES, _PAUSE = 200, 0.05  # ten seconds
 _NOTE = "constrained_cnn"
 # What was compared in this session, by its name in the baseline.
-_COMPARED = pytest.StashKey[dict[str, "_Entry"]]()
+_COMPARED = pytest.StashKey[dict[str, Entry]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option and the setting of the baseline."""
     parser.getgroup("constrained-cnn").addoption(
-        _UPDATE,
+        UPDATE,
         action="store_true",
         help="write what networks cost to the baseline, for the tests that run",
     )
@@ -73,9 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "constraints(rules, input_shape): what the fixture check_network takes if it is not told",
     )
     config.stash[_COMPARED] = {}
-    if config.getoption(_UPDATE) and config.getoption("dist", "no") != "no":
+    if config.getoption(UPDATE) and config.getoption("dist", "no") != "no":
         raise pytest.UsageError(
-            f"{_UPDATE}: several processes cannot write one baseline; run it without -n"
+            f"{UPDATE}: several processes cannot write one baseline; run it without -n"
         )
 
 
@@ -183,24 +175,24 @@ class NetworkCheck:
             name = _name_of(self._test) if name is None else name
             graph = as_graph(model, self._shape(model, input_shape, inputs), inputs=inputs)
             budget = measure_budget(graph)
-            now = _Entry.of(graph, budget)
-            _claim(config.stash[_COMPARED], name, now)
+            now = Entry.of(graph, budget)
+            claim(config.stash[_COMPARED], name, now)
             file = (config.rootpath / named).resolve()
-            if config.getoption(_UPDATE):
-                with _locked(file):
-                    entries = _read(file)
+            if config.getoption(UPDATE):
+                with locked(file):
+                    entries = read_baseline(file)
                     if entries.get(name) != now:
-                        _write(file, {**entries, name: now})
+                        write_baseline(file, {**entries, name: now})
                         self._note(f"{name}: written to {named}")
                 return budget
-            entries = _read(file)
-        problem = _problem(entries.get(name), now, budget)
+            entries = read_baseline(file)
+        problem = problem_of(entries.get(name), now, budget)
         if problem:
-            command = f"pytest {_UPDATE} {shlex.quote(_from_here(self._test))}"
+            command = f"pytest {UPDATE} {shlex.quote(_from_here(self._test))}"
             pytest.fail(f"{problem}\n\nTo write {name} to {named}:\n    {command}", pytrace=False)
-        smaller = [change for change in _changes(entries[name], now) if change.new != change.old]
+        smaller = [change for change in changes(entries[name], now) if change.new != change.old]
         if smaller:
-            said = f"the baseline can be tightened by {_UPDATE}: {_in_short(smaller)}"
+            said = f"the baseline can be tightened by {UPDATE}: {in_short(smaller)}"
             self._note(f"{name}: {said}")
         return budget
 
@@ -238,21 +230,6 @@ class NetworkCheck:
         self._test.user_properties.append((_NOTE, text))
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What the baseline says of one network: its name, the shape of one sample, the numbers."""
-
-    model: str
-    sample: str
-    quantities: Mapping[str, int]
-
-    @classmethod
-    def of(cls, graph: "Graph", budget: "Budget") -> "_Entry":
-        """Return that of a network."""
-        sample = ", ".join(" x ".join(map(str, shape)) for shape in budget.input_shapes)
-        return cls(budget.model, sample, {**budget.quantities(), **_field_sizes(graph)})
-
-
 @contextmanager
 def _errors_fail(what: str) -> Iterator[None]:
     """Let an error of the library fail the test with what it says, without a traceback."""
@@ -286,152 +263,3 @@ def _from_here(test: pytest.Item) -> str:
     file, _, rest = _name_of(test).partition("::")
     here = test.config.invocation_params.dir
     return f"{os.path.relpath(test.config.rootpath / file, here)}::{rest}"
-
-
-def _claim(compared: dict[str, _Entry], name: Any, now: _Entry) -> None:
-    """Remember what has a name in this session; raise if it is no name, or another network's."""
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise InvalidInputError(f"name={name!r}: must be a text of one line")
-    if compared.setdefault(name, now) != now:
-        raise InvalidInputError(
-            f"name={name!r}: two networks have it, {compared[name].model} and {now.model}, with "
-            "different costs; give each its own: against_baseline(..., name=...)"
-        )
-
-
-def _field_sizes(graph: "Graph") -> dict[str, int]:
-    """Return the receptive field along each axis; nothing where there is none to speak of."""
-    from constrained_cnn.receptive_field import measure_receptive_field
-
-    try:
-        axes = measure_receptive_field(graph).axes
-    except ConstrainedCNNError:  # the costs stand without it
-        return {}
-    return {f"{_FIELD}, axis {number}": axis.seen_size for number, axis in enumerate(axes)}
-
-
-def _read(file: Path) -> dict[str, _Entry]:
-    """Return the entries of a baseline; none if there is no file.
-
-    Raises:
-        CheckpointError: If it is damaged, or something else.
-    """
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {content['schema']!r}, not {SCHEMA!r}")
-        entries = {name: _Entry(**said) for name, said in content["networks"].items()}
-        for entry in entries.values():
-            if not entry.quantities:
-                raise ValueError("it has an entry without numbers")
-            for name, number in entry.quantities.items():
-                check_integer(name, number, minimum=0)
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        foreign = isinstance(error, AttributeError | KeyError | TypeError)
-        why = "it holds something else" if foreign else reason_of(error)
-        raise CheckpointError(
-            f"{str(file)!r} is not a baseline: {why}. It stays as it is: restore it, or move it "
-            f"away and write a new one with {_UPDATE}"
-        ) from error
-    return entries
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Let no other process write the baseline meanwhile; raise if one does not end."""
-    lock = file.with_name(f".{file.name}.lock")
-    for _ in range(_TRIES):
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-            break
-        except FileExistsError:
-            time.sleep(_PAUSE)
-        except OSError as error:
-            raise OutputError(f"cannot write {str(file)!r}: {error.strerror}") from error
-    else:
-        raise OutputError(
-            f"{str(file)!r} is being written by another process; if there is none, remove "
-            f"{str(lock)!r}"
-        )
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _write(file: Path, entries: Mapping[str, _Entry]) -> None:
-    networks = {name: asdict(entry) for name, entry in entries.items()}
-    content = {"schema": SCHEMA, "networks": networks}
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-    write_atomically(file, f"{text}\n".encode())
-
-
-def _changes(old: _Entry, now: _Entry) -> "list[Change]":
-    from constrained_cnn.budget import Change
-
-    every = dict.fromkeys([*now.quantities, *old.quantities])
-    return [Change(name, old.quantities.get(name), now.quantities.get(name)) for name in every]
-
-
-def _is_broken(change: "Change") -> bool:
-    """Whether a cost grew, a field changed, or it cannot be told any more."""
-    if change.old is None:
-        return False
-    if change.new is None or change.name.startswith(_FIELD):
-        return change.new != change.old
-    return change.new > change.old
-
-
-def _problem(old: _Entry | None, now: _Entry, budget: "Budget") -> str:
-    """Say what is beyond the baseline, where, and by how much; nothing if nothing is."""
-    if old is None:
-        return f"{now.model}: is not in the baseline"
-    if old.sample != now.sample:
-        return (
-            f"{now.model}: the baseline is for one sample of {old.sample}, and this is one of "
-            f"{now.sample}: their costs do not compare"
-        )
-    broken = [change for change in _changes(old, now) if _is_broken(change)]
-    if not broken:
-        return ""
-    columns = ("<of one sample", "baseline", "now", "difference", "share")
-    parts = [
-        f"{now.model}: {_in_short(broken)} beyond the baseline",
-        str(Table(columns, tuple(map(_row, broken)))),
-        "\n".join(_heaviest(budget, broken)),
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def _row(change: "Change") -> tuple[str, ...]:
-    if change.new is None:
-        return (change.name, f"{change.old:,}", "cannot tell", "", "")
-    return change.cells()
-
-
-def _in_short(changes: "Sequence[Change]") -> str:
-    """Say the first change, and how many more there are."""
-    name, old, now, *by = _row(changes[0])
-    said = f"{name} {old or 'not said'} -> {now}"
-    said += f" ({', '.join(filter(None, by))})" if any(by) else ""
-    return f"{said} and {len(changes) - 1} more" if len(changes) > 1 else said
-
-
-def _heaviest(budget: "Budget", changes: "Sequence[Change]") -> Iterator[str]:
-    """Say for each cost that is one of layers too which of them have most of it."""
-    layers, int8 = budget.layers, budget.memory.int8_timeline
-    costs = {
-        "parameters": [(layer.name, layer.parameters) for layer in layers],
-        "deployed parameters": [(layer.name, layer.deployed) for layer in layers],
-        "MACs": [(layer.name, layer.work.macs if layer.work else 0) for layer in layers],
-        "bytes at the inference peak": [(layer.name, layer.live) for layer in layers],
-        "bytes at the int8 peak, batch norm folded": [*zip(int8.layers, int8.live, strict=True)],
-        "bytes saved for backward": [(layer.name, layer.saved) for layer in layers],
-    }
-    for change in changes:
-        top = sorted(costs.get(change.name, []), key=lambda pair: -pair[1])[:_HEAVIEST]
-        said = ", ".join(f"{name} {cost:,}" for name, cost in top if cost)
-        if said:
-            yield f"heaviest layers, {change.name}: {said}"

@@ -1,0 +1,54 @@
+"""What a record says, in the form it should have; what it does not say cannot be told."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard, TypeVar
+
+from constrained_cnn.constraints._rule import check_text
+from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.record import RunRecord
+
+
+def by_seed(subject: Subject, said: Sequence[str]) -> tuple[str, ...]:
+    """Return what was found of each record, under its seed where there are several."""
+    if len(subject.runs) == 1:
+        return (said[0],) if said[0] else ()
+    return tuple(f"seed {run.seed}: {one}" for run, one in zip(subject.runs, said, strict=True))
+
+
+def check_optional(name: str, value: object) -> None:
+    """Raise if a value is neither None nor a text."""
+    if value is not None:
+        check_text(name, value)
+
+
+_Kind = TypeVar("_Kind")
+
+
+def said_of(run: RunRecord, part: str, key: str, kind: type[_Kind]) -> _Kind:
+    """Return what a part of a record says; raise if it does not say it, or in another form."""
+    value = getattr(run, part).get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CannotTellError(f"the record does not say it: {part} has no {key}")
+    return value
+
+
+def numbers_of(run: RunRecord, key: str) -> tuple[float, ...]:
+    """Return a list of numbers that the data of a record says; raise if it does not."""
+    values = run.data.get(key)
+    if not isinstance(values, list | tuple) or not all(map(is_number, values)) or not values:
+        raise CannotTellError(f"the record does not say it: data has no {key}")
+    return tuple(values)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def checksum_of(run: RunRecord, part: str) -> str | None:
+    """Return the checksum of the images of one part of the data, where the record has it."""
+    found = run.data.get(part)
+    checksum = found.get("checksum") if isinstance(found, Mapping) else None
+    return checksum if isinstance(checksum, str) else None
