@@ -140,7 +140,8 @@ def evaluation_of(graph: Graph, at_places: Collection[str]) -> Course:
                 position,
             )
         )
-    return Course(tuple(steps), graph.outputs)
+    outputs = (value for one in graph.outputs for value in _now_in(graph, one, writes))
+    return Course(tuple(steps), tuple(outputs))
 
 
 def _now_in(graph: Graph, value: int, writes: Mapping[int, Sequence[int]]) -> Sequence[int]:
