@@ -18,6 +18,7 @@ from constrained_cnn.errors import (
     CheckpointError,
     InvalidInputError,
     OutputError,
+    check_flag,
     check_integer,
     check_known_keys,
     say_value,
@@ -113,9 +114,24 @@ class RunRecord:
     report: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed)
-        for name in ("parameters", "epochs"):
-            check_integer(name, getattr(self, name), minimum=0)
+        object.__setattr__(self, "seed", check_integer("seed", self.seed))
+        object.__setattr__(self, "epochs", check_integer("epochs", self.epochs, minimum=0))
+        parameters = check_integer("parameters", self.parameters, minimum=0)
+        object.__setattr__(self, "parameters", parameters)
+        check_flag("rerunnable", self.rerunnable)
+        if not isinstance(self.weight_shapes, list | tuple | None):
+            raise InvalidInputError(
+                f"weight_shapes={say_value(self.weight_shapes)}: must be a list"
+            )
+        for shape in self.weight_shapes or ():
+            if not isinstance(shape, list | tuple):
+                raise InvalidInputError(f"weight_shapes={say_value(shape)}: must be lists of sizes")
+            for size in shape:
+                check_integer("weight_shapes", size, minimum=0)
+        if not isinstance(self.report, Mapping | None):
+            raise InvalidInputError(f"report={say_value(self.report)}: must be a table")
+        if not isinstance(self.weights_sha256, str | None):
+            raise InvalidInputError(f"weights_sha256={self.weights_sha256!r}: must be a text")
         for name in ("recipe", "model", "status"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidInputError(f"{name}={say_value(getattr(self, name))}: must be a text")

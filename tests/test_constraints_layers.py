@@ -15,6 +15,7 @@ from trap_networks import Net, conv
 from constrained_cnn import models
 from constrained_cnn.constraints import (
     BlockOrder,
+    CleanPrediction,
     ConvsBeforePool,
     Count,
     CoversInput,
@@ -665,9 +666,9 @@ def test_what_is_squeezed_for_a_gate_is_no_global_pool() -> None:
             Count("fully_connected", exactly=1),
         ],
     )
-    assert [finding.ok for finding in report.findings] == [False, False, False]
+    assert [finding.ok for finding in report.findings] == [False, True, True]
     assert "mean: only scales what has places, as a gate" in report.findings[0].evidence
-    assert report.findings[2].measured == "1 that count, 2 that run"
+    assert report.findings[2].evidence[0] == "last: linear"
 
 
 def test_a_layer_of_a_block_may_be_left_out() -> None:
@@ -683,3 +684,42 @@ def test_a_layer_of_a_block_may_be_left_out() -> None:
         ([nn.Dropout(0.1)], False),
     ):
         assert check(block(*layers), (1, 8, 8), rule).ok is kept, layers
+
+
+def test_the_last_convolution_is_none_of_a_gate() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(10, 2, 1), nn.Conv2d(2, 10, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = self.up(self.down(x.mean((2, 3), keepdim=True)).relu())
+            return x * gate.sigmoid()
+
+    tail = [nn.BatchNorm2d(10), nn.Dropout(0.1), Gate(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3), *tail)
+    finding = check(net, (1, 12, 12), CleanPrediction(("batch_norm", "dropout"))).findings[0]
+    assert finding.ok is False
+    assert finding.evidence == ("from 2: conv2d on: 3: batch_norm, 4: dropout",)
+    assert check(net, (1, 12, 12), BlockOrder(("conv", "relu"))).ok is True
+
+
+@pytest.mark.parametrize("pools", ["max", "every"])
+def test_a_pool_over_the_whole_map_begins_no_stage(pools: str) -> None:
+    head = [nn.MaxPool2d(2), nn.Conv2d(8, 10, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), *head)
+    finding = check(net, (1, 28, 28), FieldAtPools(exactly=3, pools=pools)).findings[0]
+    assert (finding.ok, finding.measured) == (True, "3")
+
+
+def test_padding_behind_arithmetic() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv((nn.functional.pad(x, (1, 1, 1, 1)) - 0.13) / 0.31)
+
+    verdicts = [check(Scaled(), (1, 8, 8), Padding(cells)).ok for cells in (1, "same", 0)]
+    assert verdicts == [True, True, False]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -700,3 +701,12 @@ def test_a_record_that_says_little_is_never_an_error_and_never_the_better(rule: 
     for part in ("config", "data", "result", "test_readings", "history"):
         empty: Any = {} if part in ("config", "data", "result") else ()
         found(rule, with_part(part, empty))
+
+
+def test_numbers_of_other_kinds_in_a_record() -> None:
+    for accuracy in (np.float64(99.5), np.float32(99.5)):
+        run = altered(result={"test_accuracy": accuracy, "test_errors": None})
+        assert found(Accuracy(at_least=99.0), run).verdict is PASS
+    for huge in (10**400, float("nan")):
+        run = altered(result={"test_accuracy": huge, "test_errors": None})
+        assert found(Accuracy(at_least=99.0), run).verdict is CANNOT_TELL

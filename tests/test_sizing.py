@@ -326,6 +326,11 @@ def test_the_callers_random_state_stays_as_it_was() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_why_there_are_none_that_keep_the_rules() -> None:
+    few = fit(rules=Count("dropout", at_least=1), widths={"a": range(1, 3), "b": range(1, 3)})
+    assert few.note.endswith("at once. The last that meets the limits breaks dropout.")
+
+
 def test_an_order_far_from_the_widths_loses_no_answer() -> None:
     def flat(a: int, b: int) -> nn.Module:
         module = nn.Sequential(nn.Conv2d(1, 1, 1))

@@ -12,6 +12,7 @@ from constrained_cnn.constraints._kinds import (
     channels,
     check_word,
     dropout_p,
+    is_any_conv,
     is_conv,
     is_dropout,
     window_of,
@@ -32,15 +33,17 @@ from constrained_cnn.errors import (
 Cells = int | tuple[int, ...] | None
 Pads = tuple[tuple[int, int], ...]
 
+_WIDEST = 10**6
+
 
 def check_cells(name: str, value: Cells) -> Cells:
     """Return a number of cells, or one for each axis, as it is; raise if it is neither."""
     if value is None:
         return None
     if isinstance(value, list | tuple) and value:
-        return tuple(check_integer(name, cells, minimum=0) for cells in value)
+        return tuple(check_integer(name, cells, minimum=0, maximum=_WIDEST) for cells in value)
     try:
-        return check_integer(name, value, minimum=0)
+        return check_integer(name, value, minimum=0, maximum=_WIDEST)
     except InvalidInputError as error:
         raise InvalidInputError(f"{error}, or one for each axis, such as [3, 1]") from error
 
@@ -84,6 +87,8 @@ class Count(Measured):
     output depends on it. What must not be there must not run at all: for ``at_most`` every one that
     runs is counted, in evaluation or in training, whether it matters or not. Dropout is looked for
     in training mode, and counts where it drops something. A module that runs twice counts twice.
+    Pools and fully connected layers that only scale a map, as those of a squeeze-excite do, do not
+    count.
 
     Attributes:
         layer: The kind: ``"conv"``, ``"depthwise"``, ``"dilated"``, ``"strided"``,
@@ -350,6 +355,8 @@ def _padded_before(course: Course, step: Step, axes: int) -> Pads:
 
 
 def _passes(step: Step) -> bool:
-    """Whether a step leaves each cell in its place, and works on it alone."""
-    kinds = ("activation", "batch_norm", "dropout")
-    return step.op in MOVES or any(KINDS[kind](step) for kind in kinds)
+    """Whether a step leaves each cell in its place, and brings no other value in."""
+    if step.op in MOVES:
+        return True
+    moves = is_any_conv(step) or KINDS["pool"](step) or step.op in ("flip", "roll", "linear")
+    return not moves and step.before == step.after and len(set(step.inputs)) == 1

@@ -12,8 +12,8 @@ Path = Sequence[str | int]
 def line_of(text: str, path: Path) -> int | None:
     r"""Return the line in which something was said; None if it cannot be found.
 
-    The lines are read one after another until the path is there. What is said over several lines,
-    as a list of tables can be, is then looked through for the last key of the path.
+    The table is found first, then its lines are read one after another until the path is there.
+    What is said over several lines, as a list of tables can be, is looked through for the last key.
 
     Args:
         text: The text, which is TOML.
@@ -30,16 +30,41 @@ def line_of(text: str, path: Path) -> int | None:
         path = path[:-1]
     if not path:
         return None
-    complete = 0  # lines up to which all that was begun is ended
-    for number in range(1, len(lines) + 1):
-        try:
-            content = tomllib.loads("\n".join(lines[:number]))
-        except ValueError:
+    first, last = _table_of(lines, path)
+    complete = first  # lines up to which all that was begun is ended
+    for number in range(first + 1, last + 1):
+        content = _parsed(lines[:number])
+        if content is None:
             continue
         if _holds(content, path):
             return complete + _within(lines[complete:number], path)
         complete = number
     return None
+
+
+def _table_of(lines: Sequence[str], path: Path) -> tuple[int, int]:
+    """Return the lines, from and to, of the table in which a path is said first."""
+    heads = [number for number, line in enumerate(lines) if line.lstrip().startswith("[")]
+    cuts = [0, *heads, len(lines)]
+    low, high = 0, len(cuts) - 1  # at low the path is not there yet, at high it is
+    while high - low > 1:
+        middle = (low + high) // 2
+        content = _parsed(lines[: cuts[middle]])
+        if content is None:  # it is no head, but a line of a list or a text
+            del cuts[middle]
+            high -= 1
+        elif _holds(content, path):
+            high = middle
+        else:
+            low = middle
+    return cuts[low], cuts[high]
+
+
+def _parsed(lines: Sequence[str]) -> Mapping[str, Any] | None:
+    try:
+        return tomllib.loads("\n".join(lines))
+    except ValueError:
+        return None
 
 
 def _holds(content: Any, path: Path) -> bool:

@@ -144,7 +144,7 @@ class Measured(Rule):
 
 def _exact(number: Number) -> Exact:
     """Return a number as it is written: 99.4 is 994 tenths, and no binary fraction near it."""
-    return Fraction(repr(number)) if isinstance(number, float) else number
+    return Fraction(repr(float(number))) if isinstance(number, float) else number
 
 
 def _plain(number: Exact) -> Number:
@@ -199,7 +199,7 @@ class Limits:
             at_least: Whether they are but lower bounds.
         """
         margin = min(map(self.margin, numbers), default=None)
-        if margin is not None and not math.isfinite(margin):
+        if margin in (math.inf, -math.inf):
             margin = None
         if not at_least:
             kept = all(map(self.allow, numbers))

@@ -23,7 +23,7 @@ from constrained_cnn.constraints._kinds import (
 from constrained_cnn.constraints._layers import Cells, check_cells, is_of_size, say_cells
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
-from constrained_cnn.constraints._select import select
+from constrained_cnn.constraints._select import only_gates, select
 from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import InvalidInputError, check_flag
@@ -33,11 +33,12 @@ _TOLD = ("batch_norm", "norm", "relu", "activation", "dropout")
 _OF_A_COURSE = tuple(KINDS)
 
 
-def last_convs(course: Course) -> tuple[Step, ...]:
-    """Return the live convolutions, transposed or not, that no other follows."""
+def last_convs(subject: Subject, course: Course) -> tuple[Step, ...]:
+    """Return the live convolutions, transposed or not, that no other follows; gates left out."""
     convs = [step for step in course.steps if is_any_conv(step) and course.is_live(step)]
+    convs = [step for step in convs if not only_gates(subject, course, step)]
     behind = {step.position: course.reached_from([step])[1:] for step in convs}
-    return tuple(step for step in convs if not any(map(is_any_conv, behind[step.position])))
+    return tuple(step for step in convs if not any(one in convs for one in behind[step.position]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +92,7 @@ class BlockOrder(Rule):
     def find(self, subject: Subject) -> Finding:
         """Return whether every block is in that order."""
         course = subject.training
-        last = last_convs(course) if self.but_last else ()
+        last = last_convs(subject, course) if self.but_last else ()
         wrong: list[str] = []
         right: list[str] = []
         open_: list[str] = []
@@ -99,6 +100,8 @@ class BlockOrder(Rule):
             window = window_of(step) if is_conv(step) else None
             meant = window is not None and is_of_size(window.kernel, self.kernel)
             if not meant or step in last or not course.is_live(step):
+                continue
+            if only_gates(subject, course, step):
                 continue
             block, then = _block(course, step)
             if _fits(self.order[1:], block):
@@ -122,12 +125,20 @@ class BlockOrder(Rule):
 
 def _fits(order: Sequence[str], block: Sequence[Step], *, begins: bool = False) -> bool:
     """Whether a block is in order, or begins so."""
-    if not order or (begins and not block):
-        return not block
-    word, may_go = order[0].removesuffix("?"), order[0].endswith("?")
-    if block and KINDS[word](block[0]) and _fits(order[1:], block[1:], begins=begins):
-        return True
-    return may_go and _fits(order[1:], block, begins=begins)
+    places = _from({0}, order)  # how much of the order may be done
+    for step in block:
+        done = {i + 1 for i in places if i < len(order) and KINDS[order[i].rstrip("?")](step)}
+        places = _from(done, order)
+    return bool(places) if begins else len(order) in places
+
+
+def _from(places: set[int], order: Sequence[str]) -> set[int]:
+    """Return some places in an order, and those that are reached by what may be left out."""
+    found = set(places)
+    for i, word in enumerate(order):
+        if i in found and word.endswith("?"):
+            found.add(i + 1)
+    return found
 
 
 # With these something else begins.
@@ -205,7 +216,7 @@ class CleanPrediction(Rule):
         zone: dict[str, Step] = {}
         begin: dict[str, Step] = {}
         for course in (subject.training, subject.evaluation):
-            last = last_convs(course)
+            last = last_convs(subject, course)
             if not last:
                 raise CannotTellError("no convolution runs")
             begin |= {step.name: step for step in last}

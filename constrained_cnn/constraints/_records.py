@@ -1,6 +1,7 @@
 """What a record says, in the form it should have; what it does not say cannot be told."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
@@ -23,12 +24,14 @@ def check_optional(name: str, value: object) -> None:
 
 
 _Kind = TypeVar("_Kind")
+_MOST = 10**18
 
 
 def said_of(run: RunRecord, part: str, key: str, kind: type[_Kind]) -> _Kind:
     """Return what a part of a record says; raise if it does not say it, or in another form."""
     value = getattr(run, part).get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    huge = isinstance(value, int) and abs(value) > _MOST
+    if not isinstance(value, kind) or isinstance(value, bool) or huge:
         raise CannotTellError(f"the record does not say it: {part} has no {key}")
     return value
 
@@ -43,8 +46,12 @@ def numbers_of(run: RunRecord, key: str) -> tuple[float, ...]:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Return whether a value is a finite number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def checksum_of(run: RunRecord, part: str) -> str | None:

@@ -72,7 +72,7 @@ class _OfAccuracy(Measured):
         part = run.data.get("test" if self.of == "test" else "held_out")
         samples = part.get("samples") if isinstance(part, Mapping) else None
         accuracy = run.result.get(f"{self.of}_accuracy")
-        said = Fraction(repr(round(accuracy, 9))) if is_number(accuracy) else None
+        said = Fraction(repr(round(float(accuracy), 9))) if is_number(accuracy) else None
         if isinstance(errors, int) and isinstance(samples, int) and 0 <= errors <= samples > 0:
             counted = Fraction(100 * (samples - errors), samples)
             if said is not None and abs(said - counted) > Fraction(1, 100):
@@ -89,7 +89,7 @@ class _OfAccuracy(Measured):
         read = held_out == (self.of == "validation")
         found = [row.get("validation_accuracy") if read else None for row in run.history]
         # A mean over images is rounded where it was worked out; 9 digits are more than it has.
-        curve = [round(value, 9) if is_number(value) else None for value in found]
+        curve = [round(float(value), 9) if is_number(value) else None for value in found]
         final = self._final(run)
         if curve and curve[-1] is None and final is not None:
             curve[-1] = float(final)

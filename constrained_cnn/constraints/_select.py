@@ -70,14 +70,16 @@ def select(
         return _dropouts(subject, keep)
     if word == GLOBAL_AVERAGE_POOL:
         return _global_pools(subject, keep)
-    in_use = every = _of_kind(subject.evaluation, word, keep)
-    gates: list[Step] = []
-    if word == "fully_connected":
-        in_use, gates = _without_gates(subject, every)
+    in_use = _of_kind(subject.evaluation, word, keep)
     problem = subject.graph.training.problem
     trained = in_use if problem else _of_kind(subject.training, word, keep)
+    gates: tuple[Step, ...] = ()
+    if word in _NOT_OF_GATES:
+        in_use, gates = _without_gates(subject, subject.evaluation, in_use)
+        if not problem:
+            trained, _ = _without_gates(subject, subject.training, trained)
     remarks = [
-        *_dead(every),
+        *_dead(in_use),
         *_gating(gates),
         *_only(in_use, trained, "evaluation"),
         *_only(trained, in_use, "training"),
@@ -89,6 +91,10 @@ def select(
         (*remarks, *_idle(subject, word)),
         _unseen(subject) or _bent(subject, word),
     )
+
+
+# What scales a map is no head and no stage of the network, whatever it is made of.
+_NOT_OF_GATES = ("fully_connected", "max_pool", "avg_pool", "pool")
 
 
 @dataclass(frozen=True)
@@ -117,20 +123,32 @@ def _sorted(course: Course, steps: Sequence[Step]) -> _Found:
     )
 
 
-def _without_gates(subject: Subject, found: _Found) -> tuple[_Found, list[Step]]:
-    """Return what was found without the layers that only scale places, as a squeeze-excite does."""
-    gates = [step for step in found.live if _only_gates(subject, step)]
+def _without_gates(
+    subject: Subject, course: Course, found: _Found
+) -> tuple[_Found, tuple[Step, ...]]:
+    """Return what was found without the layers that only scale places, and these."""
+    gates = tuple(step for step in found.live if only_gates(subject, course, step))
     live = tuple(step for step in found.live if step not in gates)
-    return _Found(live, (*found.dead, *gates)), gates
+    return _Found(live, found.dead), gates
 
 
 def _gating(gates: Sequence[Step]) -> list[str]:
     return [f"{step.name}: only scales what has places, as a gate" for step in gates]
 
 
-def _only_gates(subject: Subject, step: Step) -> bool:
-    """Whether what a step makes, which has no places, goes out only through layers that have."""
-    course, waiting, met = subject.evaluation, [step], {step.position}
+def only_gates(subject: Subject, course: Course, step: Step) -> bool:
+    """Return whether a layer only scales places, as all of a squeeze-excite does.
+
+    Then what it makes has no places, and goes out only through products with what has.
+
+    Args:
+        subject: The network.
+        course: What ran.
+        step: The layer.
+    """
+    waiting, met = [step], {step.position}
+    if _has_places(subject, step):
+        return False
     while waiting:
         one = waiting.pop()
         if set(one.outputs).intersection(course.outputs):
@@ -240,7 +258,7 @@ def _global_pools(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
         elif step.op in MOVES | RESHAPES and step.inputs[0] in averaged:
             averaged |= dict.fromkeys(step.outputs, averaged[step.inputs[0]])
     all_of_them = _sorted(course, found)
-    sorted_, gates = _without_gates(subject, all_of_them)
+    sorted_, gates = _without_gates(subject, course, all_of_them)
     return Selection(
         sorted_.live,
         len(sorted_.live),

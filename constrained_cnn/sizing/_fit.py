@@ -114,8 +114,8 @@ def fit_widths(
         found = search.nearest(wanted, *bounds.get(quantity, (None, None)))
     if where is not None:
         found = (one for one in found if _asked(where, space.widths(one.point)))
-    answers = _answers(found, factory, costs, criterion, (quantity, wanted), most, kept)
-    note = why or _note(answers, most, where is not None or kept is not None)
+    answers, broken = _answers(found, factory, costs, criterion, (quantity, wanted), most, kept)
+    note = why or _note(answers, most, where is not None or kept is not None, broken)
     return Fits(quantity, wanted, bounds, criterion.words, answers, factory.traces, note)
 
 
@@ -243,8 +243,13 @@ def _answers(
     target: tuple[str, int],
     count: int | None,
     rules: Constraints | None,
-) -> tuple[Fit, ...]:
-    """Make and measure the networks that were found, until there are enough."""
+) -> tuple[tuple[Fit, ...], str]:
+    """Make and measure the networks that were found, until there are enough.
+
+    Returns:
+        The answers, and which rules the last one broke that was found and left out.
+    """
+    broken = ""
     answers: list[Fit] = []
     built, refused = 0, 0
     for one in found:
@@ -257,6 +262,7 @@ def _answers(
             report = check(graph, constraints=rules)
             if report.ok is not True and report.judged:
                 refused += 1
+                broken = ", ".join(one.rule.label for one in (*report.failed, *report.unclear))
                 _check_refused(refused, factory.space.say(one.point), report)
                 continue
             refused = 0
@@ -265,7 +271,7 @@ def _answers(
         answers.append(Fit(widths, totals, totals[quantity] - wanted, order.value(one.order)))
         if len(answers) == count:
             break
-    return tuple(answers)
+    return tuple(answers), broken
 
 
 def _built(factory: Factory, costs: Mapping[str, Cost], point: Point) -> Graph:
@@ -294,11 +300,12 @@ def _check_refused(refused: int, where: str, report: Report) -> None:
         )
 
 
-def _note(answers: Sequence[Fit], count: int | None, asked: bool) -> str:
+def _note(answers: Sequence[Fit], count: int | None, asked: bool, broken: str) -> str:
     """Return why there are no answers, or no more."""
     rules = "all limits and what was asked of it" if asked else "all limits"
     if not answers:
-        return f"No network of this space meets {rules} at once."
+        last = f" The last that meets the limits breaks {broken}." if broken else ""
+        return f"No network of this space meets {rules} at once.{last}"
     if count is not None and len(answers) < count:
         return f"No other network of this space meets {rules}."
     return ""
