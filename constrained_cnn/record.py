@@ -27,6 +27,8 @@ from constrained_cnn.errors import (
 __all__ = ["SCHEMA_VERSION", "RunRecord", "write_atomically"]
 
 SCHEMA_VERSION = 1
+# The one purpose for which a reading of the test set chooses nothing.
+AFTER_LAST_EPOCH = "after the last epoch"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from constrained_cnn.budget import Budget, memory_timeline
+from constrained_cnn.budget._memory import ELEMENTS
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import check_text
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
@@ -143,8 +144,8 @@ class Memory(Measured):
         if self.accounting in _PEAKS or self.accounting == _SAVED:
             return
         elements, *ways = self.accounting.split(", ")
-        if elements not in _ELEMENTS:
-            check_choice("accounting", self.accounting, (*_PEAKS, _SAVED, *_ELEMENTS))
+        if elements not in ELEMENTS:
+            check_choice("accounting", self.accounting, (*_PEAKS, _SAVED, *ELEMENTS))
         for way in ways:
             check_choice("accounting", way, _WAYS)
 
@@ -177,7 +178,6 @@ class Memory(Measured):
 
 _SAVED = "saved for backward"
 _PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded"}
-_ELEMENTS = ("as run", "float32", "float16", "int8")
 _WAYS = ("batch norm folded", "nothing in place", "with the input")
 
 

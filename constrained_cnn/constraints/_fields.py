@@ -23,6 +23,10 @@ def _check_layer(layer: object) -> None:
         raise InvalidInputError(f"layer={layer!r}: must be the path of a module")
 
 
+def _title(layer: str | None) -> str:
+    return "receptive field" + (f" of {layer}" if layer else "")
+
+
 def _measured(subject: Subject, layer: str | None) -> tuple[ReceptiveField, ...]:
     """Return the fields, one for each image; raise if there is none."""
     if layer is not None:
@@ -73,7 +77,7 @@ class FieldSize(Measured):
     @property
     def title(self) -> str:
         """What it is about."""
-        return "receptive field" + (f" of {self.layer}" if self.layer else "")
+        return _title(self.layer)
 
     def measure(self, subject: Subject) -> Measure:
         """Return its size along each axis."""
@@ -105,7 +109,7 @@ class CoversInput(Rule):
     @property
     def title(self) -> str:
         """What it is about."""
-        return "receptive field" + (f" of {self.layer}" if self.layer else "")
+        return _title(self.layer)
 
     @property
     def required(self) -> str:

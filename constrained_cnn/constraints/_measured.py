@@ -30,12 +30,15 @@ class Measure:
         evidence: What they are of; names the layers.
         said: The numbers in words; empty for the numbers alone.
         at_least: Whether they are but lower bounds: the true ones may be larger.
+        unknown: Why there are numbers beside these that are not known; empty if there are none. One
+            that is known and breaks the limits is enough to fail.
     """
 
     values: tuple[Number, ...]
     evidence: tuple[str, ...] = ()
     said: str = ""
     at_least: bool = False
+    unknown: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -138,6 +141,9 @@ class Measured(Rule):
         said = found.said or ", ".join(dict.fromkeys(map(self.say, found.values))) or "none"
         if found.at_least:
             said = f"at least {said}"
+        if found.unknown and verdict is not Verdict.FAIL:
+            evidence = (*found.evidence, found.unknown)
+            return self.finding(Verdict.CANNOT_TELL, said, evidence=evidence)
         excess = self.limits.excess(found.values, self.say) if verdict is Verdict.FAIL else ""
         return self.finding(verdict, said, margin=margin, excess=excess, evidence=found.evidence)
 

@@ -31,6 +31,10 @@ from constrained_cnn.errors import InvalidInputError, check_flag
 # Of one step the first of these is told.
 _TOLD = ("batch_norm", "norm", "relu", "activation", "dropout")
 _OF_A_COURSE = tuple(KINDS)
+_OF_A_BLOCK = (
+    *("relu", "activation", "batch_norm", "group_norm", "instance_norm", "layer_norm", "norm"),
+    "dropout",
+)
 
 
 def last_convs(subject: Subject, course: Course) -> tuple[Step, ...]:
@@ -70,11 +74,8 @@ class BlockOrder(Rule):
             raise InvalidInputError(
                 f"order={self.order!r}: must be a list of kinds of layers that begins with 'conv'"
             )
-        known = ("conv", "relu", "activation", "batch_norm", "group_norm", "instance_norm")
         for word in self.order[1:]:
-            check_word(
-                "order", str(word).removesuffix("?"), (*known[1:], "layer_norm", "norm", "dropout")
-            )
+            check_word("order", str(word).removesuffix("?"), _OF_A_BLOCK)
         object.__setattr__(self, "order", tuple(self.order))
         object.__setattr__(self, "kernel", check_cells("kernel", self.kernel))
         check_flag("but_last", self.but_last)
@@ -95,7 +96,6 @@ class BlockOrder(Rule):
         last = last_convs(subject, course) if self.but_last else ()
         wrong: list[str] = []
         right: list[str] = []
-        open_: list[str] = []
         for step in course.steps:
             window = window_of(step) if is_conv(step) else None
             meant = window is not None and is_of_size(window.kernel, self.kernel)
@@ -106,10 +106,9 @@ class BlockOrder(Rule):
             block, then = _block(course, step)
             if _fits(self.order[1:], block):
                 right.append(step.name)
-            else:
+            elif not self._may_be_so(block, subject.graph.unknown):
                 said = ", ".join(["conv", *map(_told, block)])
-                unclear = self._may_be_so(block, subject.graph.unknown)
-                (open_ if unclear else wrong).append(f"{step.name}: {said}, then {then}")
+                wrong.append(f"{step.name}: {said}, then {then}")
         if not wrong:
             subject.check_known()
         if not wrong and not right:

@@ -16,11 +16,8 @@ from constrained_cnn.constraints._records import (
 )
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
-from constrained_cnn.constraints._verdict import Verdict
 from constrained_cnn.errors import InvalidInputError, check_choice, check_integer, check_number
-from constrained_cnn.record import RunRecord
-
-_AFTER_LAST_EPOCH = "after the last epoch"
+from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -95,19 +92,13 @@ class _OfAccuracy(Measured):
             curve[-1] = float(final)
         return curve
 
-    def _judged(
+    def _measure(
         self, values: Sequence[float | None], evidence: tuple[str, ...], unknown: str
-    ) -> Finding:
-        """Return fail if a known value breaks the limits, cannot tell if one is not known."""
+    ) -> Measure:
+        """Return the numbers that are known; ``unknown`` says why others are not."""
         known = tuple(value for value in values if value is not None)
-        verdict, margin = self.limits.judge(known)
         said = ", ".join(map(self.say, known)) or "none read"
-        if verdict is Verdict.FAIL:
-            excess = self.limits.excess(known, self.say)
-            return self.finding(verdict, said, margin=margin, excess=excess, evidence=evidence)
-        if len(known) < len(values):
-            return self.finding(Verdict.CANNOT_TELL, said, evidence=(*evidence, unknown))
-        return self.finding(verdict, said, margin=margin, evidence=evidence)
+        return Measure(known, evidence, said, unknown=unknown if len(known) < len(values) else "")
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,11 +129,6 @@ class Accuracy(_OfAccuracy):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the accuracy of each run that has one, or the mean of all."""
-        found = [value for value, _ in self._each_run(subject) if value is not None]
-        return Measure(tuple(float(value) for value in found))
-
-    def find(self, subject: Subject) -> Finding:
-        """Return whether each is within the limits, or their mean; one that is not is enough."""
         found = self._each_run(subject)
         unknown = next((why for value, why in found if value is None), "")
         values = [value for value, _ in found]
@@ -153,11 +139,11 @@ class Accuracy(_OfAccuracy):
         evidence = () if unknown and len(found) == 1 else by_seed(subject, said)
         if self.over_seeds == "each" or len(values) == 1:
             every = [None if value is None else float(value) for value in values]
-            return self._judged(every, evidence, unknown)
+            return self._measure(every, evidence, unknown)
         if unknown:
             raise CannotTellError(unknown)
         mean = sum(value for value in values if value is not None) / len(values)
-        return self._judged([float(mean)], evidence, "")
+        return self._measure([float(mean)], evidence, "")
 
     def _each_run(self, subject: Subject) -> list[tuple[Fraction | None, str]]:
         """Return the accuracy of each run, or why it cannot be told."""
@@ -238,13 +224,8 @@ class LastEpochs(_OfAccuracy):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the accuracy after each of them that was read."""
-        values, _ = self._all(subject)
-        return Measure(tuple(value for value in values if value is not None))
-
-    def find(self, subject: Subject) -> Finding:
-        """Return whether each is within the limits; one that is not is enough to fail."""
         values, why = self._all(subject)
-        return self._judged(values, (), why)
+        return self._measure(values, (), why)
 
     def _all(self, subject: Subject) -> tuple[list[float | None], str]:
         """Return the accuracies of all runs, and why some are not known."""
@@ -355,7 +336,7 @@ def _misuses(run: RunRecord) -> Iterator[str]:
     if early:
         epochs = ", ".join(str(reading.get("epoch")) for reading in early[:5])
         yield f"read after epoch {epochs}{' and more' if len(early) > 5 else ''}"
-    others = [reading for reading in readings if reading.get("purpose") != _AFTER_LAST_EPOCH]
+    others = [reading for reading in readings if reading.get("purpose") != AFTER_LAST_EPOCH]
     if others:
         yield f"read for another purpose: {others[0].get('purpose')}"
     if len(readings) - len(early) > 1 and not others:

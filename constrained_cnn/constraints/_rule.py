@@ -219,7 +219,7 @@ class _Joined(Rule):
         """What it asks for, in words."""
         return "; ".join(f"{rule.label}: {rule.required}" for rule in self.of)
 
-    def _joined(self, subject: Subject, verdict: Verdict, parts: tuple[Finding, ...]) -> Finding:
+    def _joined(self, verdict: Verdict, parts: tuple[Finding, ...]) -> Finding:
         return Finding(
             self,
             verdict,
@@ -264,7 +264,7 @@ class AllOf(_Joined):
     def find(self, subject: Subject) -> Finding:
         """Return pass if every one passes, fail if one fails."""
         parts = tuple(rule.judge(subject) for rule in self.of)
-        return self._joined(subject, all_of(part.verdict for part in parts), parts)
+        return self._joined(all_of(part.verdict for part in parts), parts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -290,7 +290,7 @@ class AnyOf(_Joined):
     def find(self, subject: Subject) -> Finding:
         """Return pass if one passes, fail if every one fails."""
         parts = tuple(rule.judge(subject) for rule in self.of)
-        return self._joined(subject, any_of(part.verdict for part in parts), parts)
+        return self._joined(any_of(part.verdict for part in parts), parts)
 
 
 @dataclass(frozen=True, repr=False)

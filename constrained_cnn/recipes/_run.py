@@ -20,10 +20,9 @@ from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import CHECKPOINT, RECORD, run_folder, seeds_folder
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._rules import RulesOfARecipe
-from constrained_cnn.record import RunRecord
+from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
 from constrained_cnn.training import History, Trainer
 
-AFTER_LAST_EPOCH = "after the last epoch"
 EVERY_EPOCH = "every epoch, for a curve: a best epoch chosen from it is optimistic"
 SPLIT_SEED = 0
 
