@@ -710,3 +710,12 @@ def test_numbers_of_other_kinds_in_a_record() -> None:
     for huge in (10**400, float("nan")):
         run = altered(result={"test_accuracy": huge, "test_errors": None})
         assert found(Accuracy(at_least=99.0), run).verdict is CANNOT_TELL
+
+
+def test_a_record_of_another_network_of_equal_size_is_refused() -> None:
+    shapes = [list(weight.shape) for weight in network().weights if not weight.buffer]
+    mine = altered(weight_shapes=shapes)
+    assert check(network(), constraints=Epochs(exactly=19), run=mine).ok is True
+    other = altered(weight_shapes=[*shapes[:-2], shapes[-1], shapes[-2]])
+    with pytest.raises(InvalidInputError, match="whose weights have other shapes"):
+        check(network(), constraints=Epochs(exactly=19), run=other)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from constrained_cnn.errors import CheckpointError
+from constrained_cnn.errors import CheckpointError, OutputError
 from constrained_cnn.pytest_plugin import _baseline
 
 NET = """
@@ -443,3 +443,16 @@ def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:
     assert session.status == pytest.ExitCode.OK, session.printed
     assert session.said == {"test_nothing": ""}
     assert "constrained-cnn ==" not in session.printed
+
+
+def test_a_baseline_that_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_baseline, "_TRIES", 2)
+    file = tmp_path / "baseline.json"
+    refused = pytest.raises(OutputError, match=r"is being written by another process; .* remove")
+    with _baseline.locked(file), refused, _baseline.locked(file):
+        pass
+    with _baseline.locked(file):  # free again
+        pass
+    assert list(tmp_path.iterdir()) == []
