@@ -27,6 +27,8 @@ from constrained_cnn.errors import (
 __all__ = ["SCHEMA_VERSION", "RunRecord", "write_atomically"]
 
 SCHEMA_VERSION = 1
+# The end of the name of a file that is being written.
+UNFINISHED = ".part"
 # The one purpose for which a reading of the test set chooses nothing.
 AFTER_LAST_EPOCH = "after the last epoch"
 
@@ -47,7 +49,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent
+        )
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -70,6 +74,15 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     return target
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what :func:`write_atomically` left in a folder when its process was killed.
+
+    Only for who alone writes into the folder: what another is writing just now looks the same.
+    """
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """One training run: what went in, what came out, and on what machine.
@@ -88,7 +101,8 @@ class RunRecord:
             took part, which a file cannot hold.
         data: The data set: name, checksums and sizes, mean and deviation, augmentation.
         test_readings: Every reading of the test set, in order: its epoch and its purpose.
-        result: Final figures: ``test_accuracy``, ``test_loss``, ``test_errors``, ``seconds``.
+        result: Final figures: ``test_accuracy``, ``test_loss``, ``test_errors``, ``seconds``, and
+            ``timings``: where the time went, samples a second, peak memory.
         history: One row per epoch.
         weights_sha256: Checksum of the run's weight file; None if the run is not finished.
         environment: Versions, hardware, threads, commit, date.

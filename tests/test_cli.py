@@ -18,6 +18,7 @@ from constrained_cnn.models import _registry
 from constrained_cnn.recipes import Recipe, _recipe, _run
 
 FILES = {
+    "checkpoint-before.pt",
     "checkpoint.pt",
     "history.csv",
     "history.jsonl",

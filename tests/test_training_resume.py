@@ -283,13 +283,35 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_and_runs_nothing(
     make_trainer().fit(trained, make_set(), folder=folder)
     file = folder / "checkpoint.pt"
     weight = trained.state_dict()["6.weight"].numpy().tobytes()
-    file.write_bytes(damaged(kind, file.read_bytes(), weight, trap))
+    content = damaged(kind, file.read_bytes(), weight, trap)
+    for path in (file, folder / "checkpoint-before.pt"):
+        path.write_bytes(content)
     model = make_net(seed=99)
     before = copied(model)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt' is (damaged|not a checkpoint)"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt' is (damaged|not a|of format 1)"):
         make_trainer().fit(model, make_set(), folder=folder, resume=True)
     assert not trap.exists()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "pickle", "code", "missing"])
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_taken(
+    kind: str, tmp_path: Path
+) -> None:
+    whole = make_net()
+    unbroken = make_trainer().fit(whole, make_set())
+    break_after(2, tmp_path)
+    file, trap = tmp_path / "checkpoint.pt", tmp_path / "trap"
+    good = file.read_bytes()
+    weight = torch.load(file, weights_only=True)["model"]["6.weight"].numpy().tobytes()
+    file.unlink() if kind == "missing" else file.write_bytes(damaged(kind, good, weight, trap))
+    with pytest.warns(UserWarning, match="goes on from the checkpoint before it, after 1 epochs"):
+        history = make_trainer().fit(
+            resumed := make_net(seed=99), make_set(), folder=tmp_path, resume=True
+        )
+    assert_same_run((resumed, history), (whole, unbroken))
+    assert (tmp_path / "checkpoint-damaged.pt").exists() == (kind != "missing")
+    assert not trap.exists()
 
 
 WELL_FORMED = {
@@ -315,6 +337,15 @@ WELL_FORMED = {
     "a weight of another type": lambda state: state["model"].update(
         {"0.bias": torch.zeros(4, dtype=torch.int64)}
     ),
+    "a step that is none": lambda state: state.update(step=-1),
+    "more steps than tallied": lambda state: state.update(step=2),
+    "a tally of text": lambda state: state.update(tally={"losses": "low"}),
+    "no random numbers": lambda state: state.update(random=[]),
+    "random numbers of text": lambda state: state.update(random=[{"cpu": "17"}]),
+    "a state of no generator": lambda state: state.update(
+        random=[{"cpu": torch.zeros(5, dtype=torch.uint8)}]
+    ),
+    "timings of text": lambda state: state.update(timings={"training": "long"}),
     "averages that are not asked for": lambda state: state.update(average=dict(state["model"])),
 }
 
@@ -328,6 +359,7 @@ def test_a_well_formed_checkpoint_with_nonsense_in_it_changes_nothing(
     state = torch.load(file, weights_only=True)
     WELL_FORMED[kind](state)
     torch.save(state, file)
+    (tmp_path / "checkpoint-before.pt").unlink()
     model = make_net(seed=99)
     before = copied(model)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt'"):
@@ -344,6 +376,7 @@ def test_a_tensor_marked_as_a_folder_is_not_read_as_whatever_lies_in_memory(
     entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/0"))
     content[entry + 38] |= 0x10  # one bit of the directory at the end of the file
     file.write_bytes(content)
+    (tmp_path / "checkpoint-before.pt").unlink()
     with pytest.raises(CheckpointError, match="does not match its checksum"):
         make_trainer().fit(make_net(), make_set(), folder=tmp_path, resume=True)
 

@@ -128,10 +128,12 @@ def _train(options: argparse.Namespace) -> int:
         if records[-1].status == "finished":
             console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
     if records[-1].status == "interrupted":
+        last = records[-1]
+        steps = last.result.get("steps_of_next_epoch", 0)
+        kept = f" and {steps} steps of the next" if steps else ""
         print(
-            f"Stopped; {records[-1].epochs} of {records[-1].config['epochs']} epochs are kept, and "
-            "one that was cut short will be done again. To go on, give the same command with "
-            f"--resume --out {folder}",
+            f"Stopped; {last.epochs} of {last.config['epochs']} epochs{kept} are kept. "
+            f"To go on, give the same command with --resume --out {folder}",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED

@@ -322,19 +322,25 @@ class ImageSet:
         return -(-len(self) // check_integer("batch_size", batch_size, minimum=1))
 
     def batches(
-        self, batch_size: int, *, memory_format: torch.memory_format = torch.contiguous_format
+        self,
+        batch_size: int,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over normalised batches, in order, never augmented; the last may be short.
 
         Args:
             batch_size: Images in a batch.
             memory_format: Layout of the inputs.
+            part: As for :meth:`training_batches`.
 
         Returns:
             An iterator over (inputs, labels), float32 (B, C, H, W) and int64 (B,).
         """
-        check_integer("batch_size", batch_size, minimum=1)
-        return self._batches(batch_size, None, None, memory_format)
+        chosen = self._part_of_each(batch_size, part)
+        order = None if part[1] == 1 else torch.cat(chosen).to(self.device)
+        return self._batches(chosen, order, None, memory_format)
 
     def training_batches(
         self,
@@ -343,52 +349,73 @@ class ImageSet:
         seed: int,
         epoch: int,
         memory_format: torch.memory_format = torch.contiguous_format,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate once over all images in random order, augmented if the set says so.
 
         Order and augmentation are a pure function of ``seed`` and ``epoch``, the same on every
-        device, so an epoch can be taken up again without any state. An image's transform belongs
-        to its place in the set, not to the batch it lands in.
+        device, so an epoch can be taken up again, at any batch, without any state. An image's
+        transform belongs to its place in the set, not to the batch it lands in.
 
         Args:
             batch_size: Images in a batch; the last may be short.
             seed: Seed of the run, from 0.
             epoch: Number of the epoch, from 0.
             memory_format: Layout of the inputs.
+            start: Number of the first batch, from 0; those before it are not made.
+            part: ``(r, n)`` gives images r, r + n, r + 2n and so on of every batch: what process r
+                of n takes. A short last batch may leave none for it, and is then empty.
 
         Returns:
             An iterator over (inputs, labels), float32 (B, C, H, W) and int64 (B,).
+
+        Raises:
+            InvalidInputError: If a number is out of its range.
         """
-        check_integer("batch_size", batch_size, minimum=1)
+        steps = self.steps(batch_size)
+        check_integer("start", start, minimum=0, maximum=steps)
         order = torch.randperm(
             len(self), generator=random_generator(seed, epoch, PERMUTATION_STREAM)
         )
+        chosen = self._part_of_each(batch_size, part)[start:]
+        order = order[torch.cat(chosen)] if chosen else order[:0]
         matrices = None
         if self.augmentation is not None:
             drawn = self.augmentation.draw(len(self), seed=seed, epoch=epoch).take(order)
             matrices = drawn.matrices(*self.shape[1:]).to(self.device)
-        return self._batches(batch_size, order.to(self.device), matrices, memory_format)
+        return self._batches(chosen, order.to(self.device), matrices, memory_format)
+
+    def _part_of_each(self, batch_size: int, part: tuple[int, int]) -> list[Tensor]:
+        """Return, for every batch of an epoch, which places in the order this process takes."""
+        batch_size = check_integer("batch_size", batch_size, minimum=1)
+        number = check_integer("part", part[1], minimum=1, maximum=batch_size)
+        first = check_integer("part", part[0], minimum=0, maximum=number - 1)
+        return [places[first::number] for places in torch.arange(len(self)).split(batch_size)]
 
     def _batches(
         self,
-        batch_size: int,
+        places: Sequence[Tensor],
         order: Tensor | None,
         matrices: Tensor | None,
         memory_format: torch.memory_format,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        values = batch_size * self.images[0].numel()
-        chunk = batch_size * max(1, _CHUNK_VALUES // values)
-        for start in range(0, len(self), chunk):
-            part = slice(start, start + chunk)
+        """Iterate over batches of these sizes, prepared many at a time; order None for in order."""
+        sizes = [len(batch) for batch in places]
+        values = max(sizes, default=1) * self.images[0].numel()
+        together = max(1, _CHUNK_VALUES // max(1, values))
+        done = 0
+        for first in range(0, len(sizes), together):
+            those = sizes[first : first + together]
+            part = slice(done, done + sum(those))
+            done = part.stop
             chosen = part if order is None else order[part]
             images, labels = self.images[chosen], self.labels[chosen]
             if matrices is not None and self.augmentation is not None:
                 how = self.augmentation
                 images = warp(images.float(), matrices[part], how.interpolation, how.fill)
             inputs = self.normalised(images, memory_format=memory_format)
-            for first in range(0, len(labels), batch_size):
-                batch = slice(first, first + batch_size)
-                yield inputs[batch], labels[batch]
+            yield from zip(inputs.split(those), labels.split(those), strict=True)
 
     def _same_content(self, **changes: Any) -> "ImageSet":
         result = dataclasses.replace(self, **changes)

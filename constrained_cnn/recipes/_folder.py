@@ -6,9 +6,9 @@ from pathlib import Path
 
 from constrained_cnn.errors import OutputError
 from constrained_cnn.record import RunRecord
+from constrained_cnn.training import RunFolder
 
 RECORD = "record.json"
-CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 
 
@@ -34,9 +34,7 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
             raise OutputError(f"out={str(folder)!r}: is a file; give a folder")
         _check_free(folder, resume=resume)
         return folder
-    taken, free = _below_runs(
-        name, lambda folder: (folder / RECORD).exists() or (folder / CHECKPOINT).exists()
-    )
+    taken, free = _below_runs(name, lambda folder: (folder / RECORD).exists() or is_begun(folder))
     if not resume:
         return free
     for folder in reversed(taken):
@@ -98,13 +96,13 @@ def _check_free(folder: Path, *, resume: bool) -> None:
         raise OutputError(
             f"{str(folder)!r} holds a finished run, {rule}; give another folder, or remove this one"
         )
-    of_a_run = (folder / RECORD).exists() or (folder / CHECKPOINT).exists()
+    of_a_run = (folder / RECORD).exists() or is_begun(folder)
     if (folder / WEIGHTS).exists() and not of_a_run:
         raise OutputError(
             f"{str(folder)!r} holds a {WEIGHTS} that is of no run here and would be overwritten; "
             "give another folder"
         )
-    started = (folder / CHECKPOINT).exists()
+    started = is_begun(folder)
     if started and not resume:
         raise OutputError(
             f"{str(folder)!r} holds an unfinished run; --resume (resume=True) goes on with it, "
@@ -112,6 +110,11 @@ def _check_free(folder: Path, *, resume: bool) -> None:
         )
     if resume and not started:
         raise OutputError(f"{str(folder)!r} holds no checkpoint: there is nothing to resume")
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether a folder holds a checkpoint to go on with."""
+    return RunFolder(folder).holds_checkpoint
 
 
 def _is_finished(folder: Path) -> bool:

@@ -17,11 +17,11 @@ from constrained_cnn import data, models, plots
 from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
-from constrained_cnn.recipes._folder import CHECKPOINT, RECORD, run_folder, seeds_folder
+from constrained_cnn.recipes._folder import RECORD, is_begun, run_folder, seeds_folder
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._rules import RulesOfARecipe
 from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
-from constrained_cnn.training import History, Trainer
+from constrained_cnn.training import History, RunFolder, Trainer
 
 EVERY_EPOCH = "every epoch, for a curve: a best epoch chosen from it is optimistic"
 SPLIT_SEED = 0
@@ -92,17 +92,19 @@ def run(
     rules.check_before()
     watched = sets.test if test_curve else sets.held_out
     judged_on = "validation" if held_out else "test"
-    history = trainer.fit(
-        model, sets.train, watched, judged_on=judged_on, folder=folder, resume=resume
-    )
-    record = rules.judged(_record(recipe, trainer, model, sets, history))
-    if history.status == "finished":
-        weights = models.save_weights(model, folder / "weights.safetensors")
-        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-        record = dataclasses.replace(record, weights_sha256=checksum)
-        _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
-    # Last, so that a folder with a finished record has everything the record speaks of.
-    record.save(folder / RECORD)
+    # One lock from the first step to the record, so that no other run gets in between.
+    with RunFolder(folder) as own:
+        history = trainer.fit(
+            model, sets.train, watched, judged_on=judged_on, folder=own, resume=resume
+        )
+        record = rules.judged(_record(recipe, trainer, model, sets, history))
+        if history.status == "finished":
+            weights = models.save_weights(model, folder / "weights.safetensors")
+            checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+            record = dataclasses.replace(record, weights_sha256=checksum)
+            _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
+        # Last, so that a folder with a finished record has everything the record speaks of.
+        record.save(folder / RECORD)
     return record
 
 
@@ -151,7 +153,7 @@ def run_seeds(
                 _check_same_experiment(folder, kept, recipe, seed, options)
                 records.append(kept)
                 continue
-        begun = resume and (folder / CHECKPOINT).exists()
+        begun = resume and is_begun(folder)
         records.append(run(recipe, seed, out=folder, resume=begun, **options))
         if records[-1].status == "interrupted":
             break
@@ -242,6 +244,10 @@ def _record(
         curve = [row.epoch for row in history if row.validation_loss is not None]
     readings = [{"epoch": epoch, "purpose": EVERY_EPOCH} for epoch in curve]
     result: dict[str, Any] = {"seconds": sum(row.seconds for row in history)}
+    if history.timings is not None:
+        result["timings"] = history.timings.to_dict()
+    if history.steps_of_next:
+        result["steps_of_next_epoch"] = history.steps_of_next
     if history.status == "finished":
         judged = trainer.evaluate(model, sets.judged)
         kind = "test" if sets.held_out is None else "validation"

@@ -6,8 +6,19 @@
 
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation
+from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._source import ResidentSet
+from constrained_cnn.training._timings import Timings
 from constrained_cnn.training._trainer import Trainer
 
-__all__ = ["EpochRow", "Evaluation", "History", "ResidentSet", "TrainConfig", "Trainer"]
+__all__ = [
+    "EpochRow",
+    "Evaluation",
+    "History",
+    "ResidentSet",
+    "RunFolder",
+    "Timings",
+    "TrainConfig",
+    "Trainer",
+]

@@ -15,13 +15,19 @@ from torch.optim import Optimizer
 from constrained_cnn.errors import CheckpointError, reason_of
 from constrained_cnn.record import write_atomically
 
-FORMAT = 1
-FILE_NAME = "checkpoint.pt"
+FORMAT = 2
 KINDS: dict[str, Any] = {
     "config": dict,
     "callables": dict,
     "data": dict,
+    "processes": dict,
+    "made_on": dict,
     "epoch": int,
+    "step": int,
+    "tally": dict,
+    "random": list,
+    "seconds": float,
+    "timings": dict,
     "model": dict,
     "optimizer": dict,
     "average": dict | None,
@@ -69,7 +75,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for damaged files
         reason = reason_of(error)
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {reason}") from error
-    if not isinstance(state, dict) or set(state) != KEYS or state["format"] != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if type(found) is int and found != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is of format {found}, and this version of the library goes "
+            f"on with format {FORMAT}: finish the run with the version that began it"
+        )
+    if found != FORMAT or set(state) != KEYS:
         raise CheckpointError(f"{str(path)!r} is not a checkpoint of format {FORMAT}")
     for name, kind in KINDS.items():
         if not isinstance(state[name], kind):

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,8 +62,8 @@ class Tally:
         self._sizes: list[int] = []
 
     def add(self, loss: Tensor, correct: Tensor | None, size: int) -> None:
-        """Keep what one batch gave."""
-        self._losses.append(loss.reshape(()))  # one number, as a loss of one's own may be (1,)
+        """Keep what one batch gave: two tensors of one number, and its number of samples."""
+        self._losses.append(loss)
         self._correct.append(correct)
         self._sizes.append(size)
 
@@ -79,19 +79,61 @@ class Tally:
 
     def first_bad_step(self) -> int | None:
         """Return the first step, counted from 1, whose loss is not finite; None if all are."""
+        if not self._losses:
+            return None
         bad = ~torch.isfinite(torch.stack(self._losses))
         return int(bad.int().argmax()) + 1 if bool(bad.any()) else None
 
-    def read(self) -> Evaluation:
-        """Read the totals: the one moment at which the host waits for the device."""
+    def sums(self) -> tuple[float, int | None, int]:
+        """Read the sum of losses over samples, the correct answers (or None), the samples.
+
+        The one moment at which the host waits for the device.
+        """
+        if not self._losses:
+            return 0.0, 0, 0
         losses = torch.stack(self._losses).double().cpu()
         weights = torch.tensor(self._sizes, dtype=torch.float64)
-        loss = float((losses * weights).sum() / weights.sum())
+        # A batch of none, as a process among several may get it, has no loss.
+        losses = torch.where(weights > 0, losses, 0.0)
         counts = [count for count in self._correct if count is not None]
-        if len(counts) < len(self._correct):
-            return Evaluation(loss, None, self.samples, None)
-        right = int(torch.stack(counts).sum())
-        return Evaluation(loss, 100.0 * right / self.samples, self.samples, self.samples - right)
+        right = int(torch.stack(counts).sum()) if len(counts) == len(self._correct) else None
+        return float((losses * weights).sum()), right, self.samples
+
+    def read(self) -> Evaluation:
+        """Read the totals; see :meth:`sums`."""
+        return evaluation_of(*self.sums())
+
+    def state(self) -> dict[str, Tensor | None]:
+        """Return what was kept, as tensors on the CPU."""
+        counts = [count for count in self._correct if count is not None]
+        whole = len(counts) == len(self._correct)
+        return {
+            "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
+            "correct": torch.stack(counts).cpu() if counts and whole else None,
+            "sizes": torch.tensor(self._sizes, dtype=torch.int64),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor | None], device: torch.device) -> "Tally":
+        """Return the tally that :meth:`state` described, on a device."""
+        tally = cls()
+        losses, correct, sizes = state["losses"], state["correct"], state["sizes"]
+        assert losses is not None
+        assert sizes is not None
+        tally._losses = list(losses.to(device).unbind())
+        tally._sizes = sizes.tolist()
+        tally._correct = [None] * len(losses)
+        if correct is not None:
+            tally._correct = list(correct.to(device).unbind())
+        return tally
+
+
+def evaluation_of(loss_sum: float, right: int | None, samples: int) -> Evaluation:
+    """Return what these totals over a set come to."""
+    loss = loss_sum / samples
+    if right is None:
+        return Evaluation(loss, None, samples, None)
+    return Evaluation(loss, 100.0 * right / samples, samples, samples - right)
 
 
 @contextmanager
@@ -152,14 +194,27 @@ def _say(part: Tensor) -> str:
     return f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
 
 
-def evaluate(model: nn.Module, loss: Loss, source: Source) -> Evaluation:
-    """Return how ``model`` does on every batch of ``source``."""
+class StoppedError(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+def evaluate(
+    model: nn.Module, loss: Loss, source: Source, stop: Callable[[], bool] = lambda: False
+) -> Evaluation:
+    """Return how ``model`` does on every batch of ``source``.
+
+    Raises:
+        StoppedError: If ``stop`` says so after a batch.
+    """
     tally = Tally()
     with evaluating(model), torch.no_grad(), no_stretching():
         for inputs, targets in source.batches():
             with explained(source.name, tally.steps + 1, inputs, targets):
                 outputs = model(inputs)
-                tally.add(loss(outputs, targets), count_correct(outputs, targets), len(inputs))
+                found = loss(outputs, targets).reshape(())
+                tally.add(found, count_correct(outputs, targets), len(inputs))
+            if stop():
+                raise StoppedError
     if tally.samples == 0:
         raise InvalidInputError(f"{source.name}: gave no batches")
     return tally.read()

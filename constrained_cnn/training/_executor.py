@@ -5,14 +5,16 @@ ends. An executor that captures the step (a CUDA graph) replaces :class:`EagerEx
 trainer knowing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+
+from constrained_cnn.training._average import Average
+from constrained_cnn.training._schedule import Rates
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,39 +25,55 @@ class Parts:
 
     Attributes:
         model: The network, in training mode.
-        loss: Maps (outputs, targets) to a scalar.
+        loss: Maps (outputs, targets) to a scalar mean.
         optimizer: Moves the weights.
+        rates: The learning rates of every step.
         average: Running average of the weights, or None.
         clip_gradient: Largest norm of the gradient, or None.
+        exchange: Makes the gradients of several processes one, given the number of samples that
+            this process met; None in a single process.
     """
 
     model: nn.Module
     loss: Loss
     optimizer: Optimizer
-    average: AveragedModel | None
-    clip_gradient: float | None
+    rates: Rates
+    average: Average | None = None
+    clip_gradient: float | None = None
+    exchange: Callable[[int], None] | None = None
 
 
 class Executor(Protocol):
     """Runs training steps."""
 
-    def step(
-        self, inputs: Tensor, targets: Tensor, rates: Sequence[float]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Take one step and return its loss and its count of correct answers, on the device."""
+    name: str
+
+    def step(self, inputs: Tensor, targets: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
+        """Take one step and return its loss and its count of correct answers.
+
+        Args:
+            inputs: The inputs of a batch, on the device.
+            targets: Its targets.
+            index: Number of the step in the whole run, from 0.
+
+        Returns:
+            Two tensors of one number on the device; None in place of the count where accuracy has
+            no meaning. They hold until an epoch's worth of steps later.
+        """
 
 
 class EagerExecutor:
     """Runs the step operation by operation, on any device."""
 
+    name = "eager"
+
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
 
-    def step(
-        self, inputs: Tensor, targets: Tensor, rates: Sequence[float]
-    ) -> tuple[Tensor, Tensor | None]:
+    def step(self, inputs: Tensor, targets: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         """Take one step with one learning rate per parameter group."""
-        for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
+        groups = self.parts.optimizer.param_groups
+        for group, rate in zip(groups, self.parts.rates.of(index), strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
@@ -69,12 +87,15 @@ def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Tensor
     outputs = parts.model(inputs)
     loss = parts.loss(outputs, targets)
     loss.backward()
+    if parts.exchange is not None:
+        parts.exchange(len(inputs))
     if parts.clip_gradient is not None:
         torch.nn.utils.clip_grad_norm_(parts.model.parameters(), parts.clip_gradient)
     parts.optimizer.step()
     if parts.average is not None:
-        parts.average.update_parameters(parts.model)
-    return loss.detach(), count_correct(outputs, targets)
+        parts.average.update(parts.model)
+    # One number, as a loss of one's own may have the shape (1,).
+    return loss.detach().reshape(()), count_correct(outputs, targets)
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from constrained_cnn.errors import (
     check_known_keys,
 )
 from constrained_cnn.record import write_atomically
+from constrained_cnn.training._timings import Timings
 
 VALIDATION, TEST = "validation", "test"
 
@@ -59,11 +60,17 @@ class History:
         status: ``"finished"``, or ``"interrupted"`` if the run was stopped before its last epoch.
         judged_on: ``"validation"``, or ``"test"`` where the set read after every epoch was the test
             set; files and tables name their columns by it.
+        steps_of_next: Steps that an interrupted run took of the epoch after the last row; with a
+            folder they are in the checkpoint.
+        timings: Where the time went; None of a history that was read from a file. Two histories are
+            equal without it.
     """
 
     rows: tuple[EpochRow, ...] = ()
     status: str = "finished"
     judged_on: str = VALIDATION
+    steps_of_next: int = field(default=0, kw_only=True)
+    timings: Timings | None = field(default=None, compare=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,7 +83,8 @@ class History:
 
     def __str__(self) -> str:
         lines = ["  ".join(cells) for cells in self._table()]
-        return "\n".join([*lines, f"{self.status} after {len(self)} epochs"])
+        steps = f" and {self.steps_of_next} steps" if self.steps_of_next else ""
+        return "\n".join([*lines, f"{self.status} after {len(self)} epochs{steps}"])
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return the rows as plain data."""

@@ -1,4 +1,4 @@
-"""Ctrl-C: finish the step in flight, then stop; a second one stops at once."""
+"""Ctrl-C and SIGTERM: finish the step in flight, then stop; a second one stops at once."""
 
 import signal
 import sys
@@ -6,25 +6,25 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class InterruptGuard:
-    """Turns the first SIGINT into a flag while it is entered.
+    """Turns the first SIGINT or SIGTERM into a flag while it is entered.
 
     Outside the main thread, where Python delivers no signals, it does nothing.
 
     Attributes:
-        requested: Whether Ctrl-C was pressed.
+        requested: Whether the run was asked to stop.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
-        self._active = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._active = threading.current_thread() is threading.main_thread()
-        if self._active:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {one: signal.signal(one, self._handle) for one in SIGNALS}
         return self
 
     def __exit__(
@@ -33,15 +33,13 @@ class InterruptGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._active:
-            signal.signal(signal.SIGINT, self._previous)
+        for one, handler in self._previous.items():
+            # None is what was set by other than Python, which cannot be set again.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print(
-            "\nStopping after this step; press Ctrl-C again to stop at once.",
-            file=sys.stderr,
-            flush=True,
-        )
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send the signal again"
+        print(f"\nStopping after this step; {again} to stop at once.", file=sys.stderr, flush=True)

@@ -62,14 +62,16 @@ class EpochProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def start_epoch(self, epoch: int) -> None:
-        """Begin the bar of one epoch."""
+    def start_epoch(self, epoch: int, done: int = 0) -> None:
+        """Begin the bar of one epoch, of which so many steps are done already."""
         if self._bar is not None:
             for task in self._bar.task_ids:
                 self._bar.remove_task(task)
-            self._started = time.monotonic()
+            self._started, self._first = time.monotonic(), done
             name = f"epoch {epoch}/{self.epochs}"
-            self._task = self._bar.add_task(name, total=self.steps, rate="", left="")
+            self._task = self._bar.add_task(
+                name, total=self.steps, completed=done, rate="", left=""
+            )
             self._epoch = epoch
 
     def advance(self, step: int) -> None:
@@ -80,7 +82,7 @@ class EpochProgress:
         if now - self._shown_at < REFRESH_SECONDS:
             return
         self._shown_at = now
-        rate = step / max(now - self._started, 1e-9)
+        rate = (step - self._first) / max(now - self._started, 1e-9)
         left = ""
         if self.steps is not None:
             steps = self.steps * (self.epochs - self._epoch + 1) - step

@@ -1,39 +1,38 @@
-"""One call of ``Trainer.fit``: the state that moves from epoch to epoch."""
+"""One call of ``Trainer.fit``: the state that moves from step to step."""
 
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from constrained_cnn.errors import CheckpointError, InvalidInputError, NonFiniteLossError
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
+from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
-from constrained_cnn.training._checkpoint import (
-    FILE_NAME,
-    check_same,
-    check_same_model,
-    check_same_optimizer,
-    load_checkpoint,
-    save_checkpoint,
-)
 from constrained_cnn.training._config import CONSTANT, TrainConfig
-from constrained_cnn.training._evaluation import Evaluation, Tally, evaluate, explained
+from constrained_cnn.training._evaluation import (
+    Evaluation,
+    StoppedError,
+    Tally,
+    evaluate,
+    explained,
+)
 from constrained_cnn.training._executor import EagerExecutor, Executor, Loss, Parts
-from constrained_cnn.training._history import EpochRow, History, row_from_dict
+from constrained_cnn.training._folder import HISTORY_FILES, RunFolder
+from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._progress import EpochProgress
-from constrained_cnn.training._schedule import rate_table
+from constrained_cnn.training._saved import random_state, restore, set_random_state, state_of
+from constrained_cnn.training._schedule import Rates, rate_table
 from constrained_cnn.training._source import Source, epoch_seed
-
-HISTORY_FILES = ("history.jsonl", "history.csv")
+from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stopwatch, Timings
+from constrained_cnn.training._world import World
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Plan:
     Attributes:
         config: What to do.
         model: The network, on its device.
+        device: Where it trains.
         train: Where training batches come from.
         validation: What is read after every epoch, or None.
         judged_on: What that set is: "validation" or "test".
@@ -52,10 +52,14 @@ class Plan:
         make_scheduler: The caller's, or None for the configuration's.
         callables: Names of the caller's callables, which a file cannot hold.
         folder: Where checkpoint and history go, or None.
+        executor: What runs the steps: "auto", "eager" or "graph".
+        checkpoint_seconds: Longest time between two checkpoints within an epoch.
+        world: The processes that train the network together.
     """
 
     config: TrainConfig
     model: nn.Module
+    device: torch.device
     train: Source
     validation: Source | None
     judged_on: str
@@ -64,15 +68,37 @@ class Plan:
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     make_scheduler: Callable[[Optimizer], LRScheduler] | None
     callables: Sequence[str]
-    folder: Path | None
+    folder: RunFolder | None
+    executor: str
+    checkpoint_seconds: float
+    world: World
 
 
 class Run:
-    """The moving state of one run: optimizer, averaged weights, rates, finished epochs."""
+    """The moving state of one run.
 
-    def __init__(self, plan: Plan) -> None:
+    Attributes:
+        plan: What the run is made of.
+        rows: The epochs that are done.
+        tally: What the steps of the epoch under way gave.
+        spent: Seconds of that epoch in parts of the run before this one.
+        random: Where torch's generators were in the middle of that epoch; None at its start.
+        timings: Those of the parts of the run before this one.
+        optimizer: Moves the weights.
+        average: Running average of the weights, or None.
+        executor: Runs the steps.
+    """
+
+    def __init__(self, plan: Plan, watch: Stopwatch) -> None:
         self.plan = plan
         self.rows: list[EpochRow] = []
+        self.tally = Tally()
+        self.spent = 0.0
+        self.random: dict[str, Tensor] | None = None
+        self.timings = Timings()
+        self._watch = watch
+        self._samples = 0  # met in this part of the run
+        self._saved_within = False
         config = plan.config
         if plan.make_optimizer is None:
             self.optimizer = config.make_optimizer(plan.model.parameters())
@@ -84,15 +110,21 @@ class Run:
                     "whose step takes a single gradient, so not LBFGS"
                 )
             _check_moves_model(self.optimizer, plan.model)
-        self.average: AveragedModel | None = None
+        self.average: Average | None = None
         if config.weight_averaging is not None:
-            decay = get_ema_multi_avg_fn(config.weight_averaging)
-            self.average = AveragedModel(plan.model, multi_avg_fn=decay, use_buffers=True)
-        self._initial_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._rates = self._rate_table()
-        self._executor: Executor = EagerExecutor(
-            Parts(plan.model, plan.loss, self.optimizer, self.average, config.clip_gradient)
+            self.average = Average(plan.model, config.weight_averaging)
+        self._rates = Rates(
+            [float(group["lr"]) for group in self.optimizer.param_groups], self._rate_table()
         )
+        parts = Parts(
+            plan.model,
+            plan.loss,
+            self.optimizer,
+            self._rates,
+            self.average,
+            config.clip_gradient,
+        )
+        self.executor: Executor = EagerExecutor(parts)
 
     def go(self, guard: InterruptGuard, *, progress: bool) -> History:
         """Run the epochs that are left, until done or asked to stop."""
@@ -103,69 +135,116 @@ class Run:
             judged_on=None if self.plan.validation is None else self.plan.judged_on,
             enabled=progress,
         )
+        self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         try:
             with shown, _first_outputs_checked(self.plan):
                 while len(self.rows) < epochs and not guard.requested:
-                    row = self._epoch(len(self.rows) + 1, guard, shown)
-                    if row is not None:
-                        self.rows.append(row)
-                        shown.end_epoch(row)
-                        self.save()
+                    row = self._epoch(guard, shown)
+                    if row is None:
+                        break
+                    self.rows.append(row)
+                    shown.end_epoch(row)
+                    self._begin_epoch()
+                    self.save()
         finally:
             self.plan.model.eval()
-        finished = len(self.rows) == epochs
-        return self._history("finished" if finished else "interrupted")
+        return self.history()
 
-    def _history(self, status: str) -> History:
-        return History(tuple(self.rows), status, self.plan.judged_on)
+    def history(self) -> History:
+        """Return what the run gave so far."""
+        finished = len(self.rows) == self.plan.config.epochs
+        return History(
+            tuple(self.rows),
+            "finished" if finished else "interrupted",
+            self.plan.judged_on,
+            steps_of_next=self.tally.steps,
+            timings=self._timings(),
+        )
 
-    def _epoch(self, epoch: int, guard: InterruptGuard, shown: EpochProgress) -> EpochRow | None:
-        """Train one epoch; return its row, or None if it was cut short."""
-        started = time.perf_counter()
-        shown.start_epoch(epoch)
-        seed = self.plan.config.seed
-        torch.manual_seed(epoch_seed(seed, epoch))
-        self.plan.model.train()
-        tally = Tally()
-        batches = self.plan.train.training_batches(seed=seed, epoch=epoch)
-        for step, (inputs, targets) in enumerate(batches):
-            rates = self._rates_of(epoch, step)
-            with explained("train", step + 1, inputs, targets):
-                loss, correct = self._executor.step(inputs, targets, rates)
-                tally.add(loss, correct, len(inputs))
-            shown.advance(step + 1)
-            if guard.requested and step + 1 != self.plan.train.steps:
-                return None
-        if tally.samples == 0:
-            raise InvalidInputError(
-                f"train: gave no batches in epoch {epoch}; pass something that can be iterated "
-                "anew for every epoch, such as a list or a DataLoader, not a generator"
-            )
-        if self.plan.train.steps not in (None, tally.steps):
-            raise InvalidInputError(
-                f"train: its len is {self.plan.train.steps}, and it gave {tally.steps} batches in "
-                f"epoch {epoch}; the learning-rate schedule goes by the len"
-            )
-        self._check_finite(tally, epoch)
-        trained = tally.read()
+    def _timings(self) -> Timings:
+        return self._watch.read(
+            self.plan.device, samples=self._samples, captured=0.0, before=self.timings
+        )
+
+    def _begin_epoch(self) -> None:
+        self.tally, self.spent, self.random = Tally(), 0.0, None
+
+    def _epoch(self, guard: InterruptGuard, shown: EpochProgress) -> EpochRow | None:
+        """Do what is left of the next epoch; return its row, or None if it was cut short."""
+        epoch = len(self.rows) + 1
+        self._started = time.perf_counter() - self.spent
+        shown.start_epoch(epoch, self.tally.steps)
+        self._watch.start(TRAINING)
+        if not self._train(epoch, guard, shown):
+            self.save(within=True)
+            return None
+        self._check_finite(epoch)
+        trained = self.tally.read()
+        self._watch.start(EVALUATION)
         if epoch == self.plan.config.epochs:
+            # From here on the model is what the run gives, and no longer what could go on.
+            if self.plan.folder is not None:
+                self.save(within=True)
             self._finish()
-        judged = self._validate()
+        try:
+            judged = self._validate(guard)
+        except StoppedError:
+            if epoch < self.plan.config.epochs:
+                self.save(within=True)
+            return None
         return EpochRow(
             epoch=epoch,
             train_loss=trained.loss,
             train_accuracy=trained.accuracy,
             validation_loss=None if judged is None else judged.loss,
             validation_accuracy=None if judged is None else judged.accuracy,
-            learning_rate=self._rates_of(epoch, 0)[0],
-            seconds=time.perf_counter() - started,
+            learning_rate=self._rates.of((epoch - 1) * (self.plan.train.steps or 0))[0],
+            seconds=time.perf_counter() - self._started,
         )
 
-    def _validate(self) -> Evaluation | None:
+    def _train(self, epoch: int, guard: InterruptGuard, shown: EpochProgress) -> bool:
+        """Take the steps that are left of an epoch; return whether all of them were taken."""
+        config, source, tally = self.plan.config, self.plan.train, self.tally
+        torch.manual_seed(epoch_seed(config.seed, epoch))
+        self.plan.model.train()
+        batches = source.training_batches(seed=config.seed, epoch=epoch, start=tally.steps)
+        if self.random is not None:
+            set_random_state(self.random, self.plan.device)
+        steps = source.steps
+        first = (epoch - 1) * (steps or 0)
+        step = tally.steps
+        for inputs, targets in batches:
+            if step == steps:
+                raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
+            with explained("train", step + 1, inputs, targets):
+                loss, correct = self.executor.step(inputs, targets, first + step)
+            tally.add(loss, correct, len(inputs))
+            self._samples += len(inputs)
+            step += 1
+            shown.advance(step)
+            if step == steps:
+                continue
+            if guard.requested:
+                return False
+            if time.monotonic() >= self._save_at:
+                self.save(within=True)
+        if tally.samples == 0:
+            raise InvalidInputError(
+                f"train: gave no batches in epoch {epoch}; pass something that can be iterated "
+                "anew for every epoch, such as a list or a DataLoader, not a generator"
+            )
+        if steps not in (None, step):
+            raise InvalidInputError(
+                f"train: its len is {steps}, and it gave {step} batches in epoch {epoch}; the "
+                "learning-rate schedule goes by the len"
+            )
+        return True
+
+    def _validate(self, guard: InterruptGuard) -> Evaluation | None:
         if self.plan.validation is None:
             return None
         model = self.plan.model if self.average is None else self.average.module
-        return evaluate(model, self.plan.loss, self.plan.validation)
+        return evaluate(model, self.plan.loss, self.plan.validation, lambda: guard.requested)
 
     def _finish(self) -> None:
         """Make the model what the run gives: averaged weights, fresh batch-norm statistics."""
@@ -177,14 +256,14 @@ class Run:
             batches = self.plan.train.training_batches(seed=config.seed, epoch=config.epochs)
             measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
 
-    def _check_finite(self, tally: Tally, epoch: int) -> None:
-        step = tally.first_bad_step()
+    def _check_finite(self, epoch: int) -> None:
+        step = self.tally.first_bad_step()
         if step is None:
             # The loss of a step is that of the weights before it, so the last step shows here.
             weights = [part for part in self.plan.model.parameters() if part.is_floating_point()]
             if all(bool(torch.isfinite(part).all()) for part in weights):
                 return
-            step = tally.steps
+            step = self.tally.steps
         kept = "" if self.plan.folder is None else "; the checkpoint before it is kept"
         raise NonFiniteLossError(
             f"the loss is not finite at step {step} of epoch {epoch}{kept}; "
@@ -213,71 +292,41 @@ class Run:
             interval=config.schedule_interval,
         )
 
-    def _rates_of(self, epoch: int, step: int) -> list[float]:
-        if self._rates is None:
-            return self._initial_rates
-        steps = self.plan.train.steps or 0
-        if step >= steps:
-            raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
-        return self._rates[(epoch - 1) * steps + step]
+    def save(self, *, within: bool = False) -> None:
+        """Write checkpoint and history into the folder, if there is one.
 
-    def save(self) -> None:
-        """Write checkpoint and history into the folder, if there is one."""
+        Args:
+            within: Whether an epoch is under way, whose steps so far are kept as well.
+        """
         folder = self.plan.folder
         if folder is None:
             return
-        average = None if self.average is None else self.average.state_dict()
-        state = {
-            **self._identity(),
-            "epoch": len(self.rows),
-            "model": self.plan.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": average,
-            "rows": History(tuple(self.rows)).to_dicts(),
-        }
-        save_checkpoint(folder / FILE_NAME, state)
-        for name in HISTORY_FILES:
-            self._history("finished").save(folder / name)
+        if within:
+            self._check_finite(len(self.rows) + 1)
+        before = self._watch.start(SAVING)
+        started, spent = time.perf_counter(), self.spent
+        if within:
+            self.spent = started - self._started
+        folder.save(state_of(self, [random_state(self.plan.device)], self._timings()))
+        if not within:
+            history = self.history()
+            for name in HISTORY_FILES:
+                history.save(folder.path / name)
+        self._saved_within = self._saved_within or within
+        self.spent = spent
+        self._save_at = time.monotonic() + self.plan.checkpoint_seconds
+        self._watch.start(before)
 
     def forget(self) -> None:
-        """Remove what a run wrote that was refused before its first epoch ended."""
-        if self.plan.folder is not None and not self.rows:
-            for name in (FILE_NAME, *HISTORY_FILES):
-                (self.plan.folder / name).unlink(missing_ok=True)
+        """Remove what a run wrote that was refused before its first checkpoint."""
+        if self.plan.folder is not None and not self.rows and not self._saved_within:
+            self.plan.folder.forget()
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
         assert self.plan.folder is not None
-        path = self.plan.folder / FILE_NAME
-        state = load_checkpoint(path)
-        check_same_model(str(path), state["model"], self.plan.model.state_dict())
-        for name, current in self._identity().items():
-            check_same(str(path), name, state[name], current)
-        check_same_optimizer(str(path), state["optimizer"], self.optimizer)
-        try:
-            rows = [row_from_dict(row) for row in state["rows"]]
-        except InvalidInputError as error:
-            raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
-        finished = len(rows) == self.plan.config.epochs
-        averaged = self.average is not None and not finished  # the end makes it the model
-        if [row.epoch for row in rows] != list(range(1, state["epoch"] + 1)):
-            raise CheckpointError(f"{str(path)!r} is damaged: its epochs are not 1, 2, 3 and so on")
-        if averaged != (state["average"] is not None):
-            raise CheckpointError(f"{str(path)!r} is damaged: it holds no averaged weights")
-        if self.average is not None and averaged:
-            check_same_model(str(path), state["average"], self.average.state_dict())
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.plan.model.load_state_dict(state["model"])
-        self.rows = rows
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be the same for a run to go on."""
-        return {
-            "config": self.plan.config.to_dict(),
-            "callables": dict.fromkeys(self.plan.callables, "given"),
-            "data": self.plan.train.describe(),
-        }
+        path, state = self.plan.folder.load()
+        restore(self, state, str(path))
 
 
 def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:

@@ -3,7 +3,8 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.optim import Optimizer
@@ -11,7 +12,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from constrained_cnn.errors import InvalidInputError
 
-Rates = list[list[float]]
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates of a run, known before its first step.
+
+    Attributes:
+        constant: One rate for each parameter group, where no schedule moves them.
+        table: One such row for each step; None for a constant rate.
+    """
+
+    constant: Sequence[float]
+    table: Sequence[Sequence[float]] | None = None
+
+    def of(self, index: int) -> Sequence[float]:
+        """Return the rates of one step, counted from 0 over the whole run."""
+        return self.constant if self.table is None else self.table[index]
 
 
 def rate_table(
@@ -21,7 +37,7 @@ def rate_table(
     epochs: int,
     steps_per_epoch: int,
     interval: str = "step",
-) -> Rates:
+) -> list[list[float]]:
     """Return the learning rates of every step, by running a torch schedule once from end to end.
 
     Schedules that move every step and every epoch become the same thing, and the training loop
@@ -43,7 +59,7 @@ def rate_table(
     """
     before = [_settings(group) for group in optimizer.param_groups]
     originals = [dict(group) for group in optimizer.param_groups]
-    rates: Rates = []
+    rates: list[list[float]] = []
     try:
         scheduler = make_scheduler(optimizer)
         if scheduler is None:

@@ -1,5 +1,6 @@
 """Where batches come from: a set that lives on the device, or any iterable of batches."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -17,7 +18,7 @@ class ResidentSet(Protocol):
     """A data set that holds its tensors on the device and plans an epoch from (seed, epoch).
 
     :class:`constrained_cnn.data.ImageSet` is one. Because order and augmentation are a pure
-    function of (seed, epoch), a run can go on at any epoch without a sampler's state.
+    function of (seed, epoch), a run can go on at any batch without a sampler's state.
     """
 
     @property
@@ -36,7 +37,11 @@ class ResidentSet(Protocol):
         """Return the number of batches in an epoch."""
 
     def batches(
-        self, batch_size: int, *, memory_format: torch.memory_format = torch.contiguous_format
+        self,
+        batch_size: int,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Yield (inputs, targets) in order, as for evaluation."""
 
@@ -47,8 +52,19 @@ class ResidentSet(Protocol):
         seed: int,
         epoch: int,
         memory_format: torch.memory_format = torch.contiguous_format,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """Yield (inputs, targets) in the order, and with the augmentation, of this epoch."""
+        """Yield (inputs, targets) in the order, and with the augmentation, of this epoch.
+
+        Args:
+            batch_size: Samples in a batch, over all processes.
+            seed: Seed of the run.
+            epoch: Number of the epoch.
+            memory_format: Layout of the inputs.
+            start: Number of the first batch, from 0: a run may go on in the middle of an epoch.
+            part: ``(r, n)`` for samples r, r + n, r + 2n and so on of every batch.
+        """
 
 
 Data = ResidentSet | Iterable[Any]
@@ -64,15 +80,25 @@ class Source:
         device: Where the batches go.
         channels_last: Whether 4-D inputs get the channels innermost.
         name: What to call it in an error.
+        part: ``(r, n)``: which samples of every batch this process takes, r, r + n, r + 2n and
+            so on.
 
     Raises:
         InvalidInputError: If it is neither, or empty.
     """
 
     def __init__(
-        self, data: Data, *, batch_size: int, device: torch.device, channels_last: bool, name: str
+        self,
+        data: Data,
+        *,
+        batch_size: int,
+        device: torch.device,
+        channels_last: bool,
+        name: str,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.name = name
+        self.part = part
         self.batch_size = batch_size
         self.device = device
         self.channels_last = channels_last
@@ -118,27 +144,40 @@ class Source:
     def batches(self) -> Iterator[Batch]:
         """Yield every batch in order, as for evaluation."""
         if self.resident is not None:
-            return self.resident.batches(self.batch_size, memory_format=self._memory_format)
-        return self._iterate()
+            return self.resident.batches(
+                self.batch_size, memory_format=self._memory_format, part=self.part
+            )
+        return self._checked(iter(self.iterable))
 
-    def training_batches(self, *, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield every batch of a training epoch.
+    def training_batches(self, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a training epoch from number ``start`` on.
 
         The order of an iterable is its own; a shuffling DataLoader draws it from torch's global
-        generator, which the trainer seeds for each epoch.
+        generator, which the trainer seeds for each epoch. Its batches before ``start`` have to be
+        read and thrown away, here and at once, so that what is drawn for them is drawn before the
+        caller sets the generator to where it was.
         """
         if self.resident is not None:
             return self.resident.training_batches(
-                self.batch_size, seed=seed, epoch=epoch, memory_format=self._memory_format
+                self.batch_size,
+                seed=seed,
+                epoch=epoch,
+                memory_format=self._memory_format,
+                start=start,
+                part=self.part,
             )
-        return self._iterate()
+        batches = iter(self.iterable)
+        for _ in itertools.islice(batches, start):
+            pass
+        return self._checked(batches)
 
     @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def _iterate(self) -> Iterator[Batch]:
-        for batch in self.iterable:
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        first, number = self.part
+        for batch in batches:
             if not (isinstance(batch, tuple | list) and len(batch) == 2):
                 raise InvalidInputError(
                     f"{self.name}: each batch must be a pair (inputs, targets), "
@@ -155,6 +194,8 @@ class Source:
                     f"{self.name}: a batch of {len(inputs)} inputs and {len(targets)} targets; "
                     "both must hold the same number of samples, at least one"
                 )
+            if number > 1:
+                inputs, targets = inputs[first::number], targets[first::number]
             inputs = inputs.to(self.device, non_blocking=True)
             if self.channels_last and inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from constrained_cnn.errors import (
     InvalidInputError,
     NonFiniteLossError,
-    OutputError,
     check_choice,
+    check_integer,
+    check_number,
 )
-from constrained_cnn.training._checkpoint import FILE_NAME
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import (
     Evaluation,
@@ -28,11 +28,16 @@ from constrained_cnn.training._evaluation import (
     no_stretching,
 )
 from constrained_cnn.training._executor import Loss
+from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import TEST, VALIDATION, History
 from constrained_cnn.training._interrupt import InterruptGuard
-from constrained_cnn.training._run import HISTORY_FILES, Plan, Run
+from constrained_cnn.training._run import Plan, Run
 from constrained_cnn.training._source import Data, Source
+from constrained_cnn.training._threads import using_threads
+from constrained_cnn.training._timings import Stopwatch
+from constrained_cnn.training._world import World
 
+EXECUTORS = ("auto", "eager", "graph")
 CLASSIFIER_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 
 
@@ -40,8 +45,8 @@ class Trainer:
     """Trains any :class:`torch.nn.Module` as a :class:`TrainConfig` says.
 
     Randomness is a pure function of (seed, epoch): the same configuration gives the same run, and
-    on a CPU a run resumed after any epoch ends bitwise where the unbroken run ends. Losses and
-    counts stay on the device until the epoch ends. The caller's random state is left as it was.
+    on a CPU a run resumed at any step ends bitwise where the unbroken run ends. Losses and counts
+    stay on the device until the epoch ends. The caller's random state is left as it was.
 
     Args:
         config: What to do.
@@ -50,9 +55,17 @@ class Trainer:
         scheduler: Makes a schedule from the optimizer, likewise.
         loss: Maps (outputs, targets) to a scalar mean, likewise.
         progress: Whether to show progress on standard error.
+        executor: What runs the training steps: ``"eager"``, operation by operation; ``"graph"``,
+            captured once as a CUDA graph and replayed; ``"auto"`` for the graph where there can be
+            one.
+        threads: Threads of torch on a CPU while this trainer works; None for torch's own number,
+            and no more than there are cores for the process.
+        checkpoint_seconds: Longest time between two checkpoints within an epoch, of a run with a
+            folder; after every epoch there is one anyway. 0 for one after every step.
 
     Raises:
-        InvalidInputError: If the device is not there, or an argument is not callable.
+        InvalidInputError: If the device is not there, an argument is not callable, or a number out
+            of its range.
 
     Examples:
         >>> import torch
@@ -74,6 +87,9 @@ class Trainer:
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         loss: Loss | None = None,
         progress: bool = True,
+        executor: str = "auto",
+        threads: int | None = None,
+        checkpoint_seconds: float = 60.0,
     ) -> None:
         if not isinstance(config, TrainConfig):
             raise InvalidInputError(f"config={config!r}: must be a TrainConfig")
@@ -86,6 +102,13 @@ class Trainer:
         self.config = config
         self.device = find_device(device)
         self.progress = progress
+        self.executor = check_choice("executor", executor, EXECUTORS)
+        if threads is not None:
+            threads = check_integer("threads", threads, minimum=1, maximum=4096)
+        self.threads = threads
+        self.checkpoint_seconds = check_number(
+            "checkpoint_seconds", checkpoint_seconds, minimum=0.0
+        )
         self.callables = [name for name, value in given.items() if value is not None]
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
@@ -111,48 +134,55 @@ class Trainer:
             judged_on: What that set is: ``"validation"``, or ``"test"`` if it is the test set after
                 all; history and progress call its columns so.
             folder: Where ``checkpoint.pt``, ``history.jsonl`` and ``history.csv`` are written
-                after every epoch; None writes nothing.
-            resume: Go on from the folder's checkpoint.
+                after every epoch, the checkpoint also within it; None writes nothing.
+            resume: Go on from the newest checkpoint of the folder that is whole.
 
         Returns:
-            One row per epoch. After Ctrl-C its status is ``"interrupted"``: the checkpoint holds
-            the last whole epoch, and a resumed run does the one that was cut short again.
+            One row per epoch. After Ctrl-C or SIGTERM its status is ``"interrupted"``; the
+            checkpoint holds every step that was taken, and a resumed run goes on with the next.
 
         Raises:
             InvalidInputError: If model and data do not fit each other.
             CheckpointError: If the checkpoint is missing, damaged, or of another run.
-            OutputError: If the folder cannot be written, or holds a run that is not to go on.
+            OutputError: If the folder cannot be written, holds a run that is not to go on, or
+                another process is training in it.
             NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
         """
-        if folder is not None and not os.fspath(folder):
-            raise OutputError("folder='': must name a folder")
+        watch = Stopwatch()
         if resume and folder is None:
             raise InvalidInputError("resume=True: needs the folder that holds the checkpoint")
-        source = self._fitting_source(model, train, "train")
-        held_out = None
-        if validation is not None:
-            held_out = self._fitting_source(model, validation, "validation")
-        plan = Plan(
-            config=self.config,
-            model=model,
-            train=source,
-            validation=held_out,
-            judged_on=check_choice("judged_on", judged_on, (VALIDATION, TEST)),
-            classifier=self._is_classifier,
-            loss=self._loss,
-            make_optimizer=self._make_optimizer,
-            make_scheduler=self._make_scheduler,
-            callables=self.callables,
-            folder=None if folder is None else Path(folder),
-        )
-        if plan.folder is not None and not resume:
-            for name in (FILE_NAME, *HISTORY_FILES):
-                if (plan.folder / name).exists():
-                    raise OutputError(
-                        f"folder={str(folder)!r}: holds the {name} of another run; resume=True "
-                        "goes on with its checkpoint, another folder starts anew"
-                    )
-        run = Run(plan)
+        check_choice("judged_on", judged_on, (VALIDATION, TEST))
+        own = None
+        if folder is not None:
+            own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        with own or nullcontext(), using_threads(self.threads):
+            if own is not None and not resume:
+                own.check_free()
+            source = self._fitting_source(model, train, "train")
+            held_out = None
+            if validation is not None:
+                held_out = self._fitting_source(model, validation, "validation")
+            plan = Plan(
+                config=self.config,
+                model=model,
+                device=self.device,
+                train=source,
+                validation=held_out,
+                judged_on=judged_on,
+                classifier=self._is_classifier,
+                loss=self._loss,
+                make_optimizer=self._make_optimizer,
+                make_scheduler=self._make_scheduler,
+                callables=self.callables,
+                folder=own,
+                executor=self.executor,
+                checkpoint_seconds=self.checkpoint_seconds,
+                world=World(),
+            )
+            return self._run(plan, watch, resume=resume)
+
+    def _run(self, plan: Plan, watch: Stopwatch, *, resume: bool) -> History:
+        run = Run(plan, watch)
         if resume:
             run.load()
         else:

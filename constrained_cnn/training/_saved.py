@@ -1,0 +1,165 @@
+"""What a checkpoint holds of a run, and how a run goes on from it."""
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from constrained_cnn.errors import CheckpointError, InvalidInputError
+from constrained_cnn.training._checkpoint import (
+    check_same,
+    check_same_model,
+    check_same_optimizer,
+)
+from constrained_cnn.training._evaluation import Tally
+from constrained_cnn.training._history import History, row_from_dict
+from constrained_cnn.training._timings import Timings
+
+if TYPE_CHECKING:
+    from constrained_cnn.training._run import Run
+
+IDENTITY = ("config", "callables", "data", "processes")
+
+
+def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
+    """Return what must be the same for a run to go on."""
+    plan = run.plan
+    return {
+        "config": plan.config.to_dict(),
+        "callables": dict.fromkeys(plan.callables, "given"),
+        "data": plan.train.describe(),
+        "processes": {"number": plan.world.size},
+    }
+
+
+def made_on(run: "Run") -> dict[str, Any]:
+    """Return what may change, and with it the last bits of the result."""
+    return {
+        "device": run.plan.device.type,
+        "executor": run.executor.name,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return where torch's generators are."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators where they were."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def state_of(run: "Run", random: list[dict[str, Tensor]], timings: Timings) -> dict[str, Any]:
+    """Return everything that a run needs to go on."""
+    optimizer = run.optimizer.state_dict()
+    # A rate may be a tensor here and a number there: the file does not depend on the executor.
+    groups = [{**group, "lr": float(group["lr"])} for group in optimizer["param_groups"]]
+    return {
+        **identity_of(run),
+        "made_on": made_on(run),
+        "epoch": len(run.rows),
+        "step": run.tally.steps,
+        "tally": run.tally.state(),
+        "random": random,
+        "seconds": run.spent,
+        "timings": timings.to_dict(),
+        "model": run.plan.model.state_dict(),
+        "optimizer": {**optimizer, "param_groups": groups},
+        "average": None if run.average is None else run.average.state_dict(),
+        "rows": History(tuple(run.rows)).to_dicts(),
+    }
+
+
+def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
+    """Make a run go on from a checkpoint; nothing is changed unless all of it fits.
+
+    Raises:
+        CheckpointError: If it is of another run, or damaged.
+    """
+    plan = run.plan
+    check_same_model(path, state["model"], plan.model.state_dict())
+    current = identity_of(run)
+    for name in IDENTITY:
+        check_same(path, name, state[name], current[name])
+    check_same_optimizer(path, state["optimizer"], run.optimizer)
+    try:
+        rows = [row_from_dict(row) for row in state["rows"]]
+        timings = Timings.from_dict(state["timings"])
+    except InvalidInputError as error:
+        raise CheckpointError(f"{path!r} is damaged: {error}") from error
+    if [row.epoch for row in rows] != list(range(1, state["epoch"] + 1)):
+        raise CheckpointError(f"{path!r} is damaged: its epochs are not 1, 2, 3 and so on")
+    finished = len(rows) == plan.config.epochs
+    averaged = run.average is not None and not finished  # the end makes it the model
+    if averaged != (state["average"] is not None):
+        raise CheckpointError(f"{path!r} is damaged: it holds no averaged weights")
+    if averaged and run.average is not None:
+        check_same_model(path, state["average"], run.average.state_dict())
+    _check_position(path, state, plan.train.steps, finished=finished)
+    random = _random_of(path, state, plan.world.rank)
+
+    if averaged and run.average is not None:
+        run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    plan.model.load_state_dict(state["model"])
+    run.rows = rows
+    run.timings = timings
+    run.tally = Tally.from_state(state["tally"], plan.device)
+    run.spent = state["seconds"]
+    run.random = random if state["step"] else None
+    _warn_of_changes(state["made_on"], made_on(run))
+
+
+def _check_position(
+    path: str, state: Mapping[str, Any], steps: int | None, *, finished: bool
+) -> None:
+    """Raise unless the step and what was tallied up to it fit each other."""
+    tally, step = state["tally"], state["step"]
+    shapes = {"losses": (step,), "sizes": (step,), "correct": (step,)}
+    fits = set(tally) == set(shapes) and step >= 0 and state["seconds"] >= 0
+    for name, shape in shapes.items() if fits else ():
+        part = tally[name]
+        whole = part is None if name == "correct" else False
+        fits = fits and (whole or (isinstance(part, Tensor) and tuple(part.shape) == shape))
+    fits = fits and (steps is None or step <= steps) and not (finished and step)
+    if not fits:
+        raise CheckpointError(f"{path!r} is damaged: it is at no step that such a run can be at")
+
+
+def _random_of(path: str, state: Mapping[str, Any], rank: int) -> dict[str, Tensor]:
+    states = state["random"]
+    whole = len(states) == state["processes"]["number"] and all(
+        isinstance(one, dict) and isinstance(one.get("cpu"), Tensor) for one in states
+    )
+    if whole:
+        try:
+            torch.Generator().set_state(states[rank]["cpu"])
+        except (RuntimeError, TypeError):
+            whole = False
+    if not whole:
+        raise CheckpointError(f"{path!r} is damaged: it holds no state of the random numbers")
+    return states[rank]
+
+
+def _warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [
+        f"{name} was {before.get(name)} and is {now[name]}"
+        for name in now
+        if before.get(name) != now[name]
+    ]
+    if changed:
+        warnings.warn(
+            f"the run goes on elsewhere than it began ({'; '.join(changed)}): its result may "
+            "differ in the last bits from that of an unbroken run",
+            stacklevel=2,
+        )

@@ -1,0 +1,444 @@
+"""The processes that train one network together, each on its own rows of every batch."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
+
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+TIMEOUT = timedelta(minutes=10)
+NONE = 2**63 - 1  # stands for None in an exchange of integers
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one network together.
+
+    All of them call the same methods in the same order: each call that more than one process makes
+    waits for the others. A process on its own is rank 0 of 1, for which nothing is exchanged.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: Where this process trains.
+
+    Examples:
+        >>> with World.joined("cpu") as world:
+        ...     world.total([1.5, 2.0]), world.any(False, True), world.lowest(None)
+        ([1.5, 2.0], (False, True), None)
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    @contextmanager
+    def joined(
+        cls, device: torch.device | str, *, timeout: timedelta = TIMEOUT
+    ) -> Iterator["World"]:
+        """Join the processes that ``torchrun`` started, for as long as it is entered.
+
+        A process group that the caller has made is used and left as it is; one made here is gone
+        afterwards. Without either, this process is on its own.
+
+        Args:
+            device: Where to train. ``"cuda"`` without a number is the GPU of this process's
+                ``LOCAL_RANK``.
+            timeout: How long to wait for the others, here and in every exchange; a group that the
+                caller has made keeps its own.
+
+        Raises:
+            InvalidInputError: If the environment is set by half or contradicts the group, or the
+                device cannot take part.
+            ConstrainedCNNError: If the others are not there in time.
+        """
+        told = _told()
+        group = (dist.get_rank(), dist.get_world_size()) if _has_group() else None
+        if group and told and group[1] != told[1]:
+            raise InvalidInputError(
+                f"WORLD_SIZE={told[1]}: torch.distributed was initialised with {group[1]} "
+                "processes; both must be the same, so unset RANK and WORLD_SIZE, or let the "
+                "trainer make the group"
+            )
+        rank, size = group or told or (0, 1)
+        world = cls(rank, size, _own(torch.device(device)) if size > 1 else torch.device(device))
+        if size == 1:
+            yield world
+            return
+        world._check_device(None if group is None else dist.get_backend())
+        on_device: AbstractContextManager[Any] = nullcontext()
+        if world.device.type == "cuda":
+            on_device = torch.cuda.device(world.device)  # objects travel over the current one
+        hook = sys.excepthook
+        with on_device:
+            if group is None:
+                world._make_group(timeout)
+            try:
+                yield world
+            finally:
+                if group is None:
+                    dist.destroy_process_group()
+                    sys.excepthook = hook  # torch puts one of its own there for every group
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def exchanger(self, parameters: Iterable[nn.Parameter]) -> Callable[[int], None]:
+        """Return what makes the gradients of all processes one, after each backward pass.
+
+        It takes the number of samples that this process met, and leaves in ``grad`` the mean over
+        the samples of all processes, given that each has the mean over its own. One all-reduce;
+        nothing is read on the host as long as this process met samples and every parameter has a
+        gradient, and nothing while a CUDA graph is captured: then gradients are missing where they
+        were in the step before, which is the warm-up. A gradient that no process has stays None.
+        Whatever a process without samples holds is replaced.
+
+        Args:
+            parameters: The parameters of the network, alike in every process; those that require
+                no gradient now are passed over.
+        """
+        return _nothing if self.size == 1 else _Exchange(self, parameters)
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite ``tensors``, in place and bit by bit, with those of rank 0.
+
+        Raises:
+            InvalidInputError: In every process, if they differ in number or size.
+        """
+        if self.size == 1:
+            return
+        parts = [part.detach() for part in tensors]
+        # As bytes: one exchange for all types, and for those that a backend does not know.
+        pieces = [part.reshape(-1).view(torch.uint8).to(self.device) for part in parts]
+        sizes = torch.tensor([len(pieces), sum(map(len, pieces))], device=self.device)
+        if bool((self.stacked(sizes) != sizes).any()):
+            raise InvalidInputError(
+                f"the processes hold different networks: rank {self.rank} has {int(sizes[0])} "
+                f"tensors of {int(sizes[1])} bytes; build the same model in every process"
+            )
+        if not pieces:
+            return
+        flat = torch.cat(pieces)
+        with self._answered():
+            dist.broadcast(flat, 0)
+        for part, piece in zip(parts, flat.split([len(piece) for piece in pieces]), strict=True):
+            part.copy_(piece.clone().view(part.dtype).view(part.shape))
+
+    def mean_buffers(self, model: nn.Module, samples: int) -> None:
+        """Make the buffers of a network the same in every process.
+
+        Batch norms that look at the rows of their own process alone have other running statistics
+        in each. These become the mean over the processes, weighed by samples, which is to a
+        statistic of batches what a longer memory is. Any other buffer becomes that of rank 0.
+
+        Args:
+            model: The network.
+            samples: How many samples this process met since they were last the same.
+        """
+        if self.size == 1:
+            return
+        statistics = [
+            buffer
+            for norm in model.modules()
+            if isinstance(norm, _NormBase)
+            for buffer in (norm.running_mean, norm.running_var)
+            if buffer is not None
+        ]
+        if statistics:
+            flat = torch.cat([part.detach().double().reshape(-1) for part in statistics])
+            # Not zero times what may be NaN.
+            flat = flat * samples if samples else torch.zeros_like(flat)
+            flat = torch.cat([flat, flat.new_full((1,), samples)])
+            self.add_up(flat)
+            means = (flat[:-1] / flat[-1]).split([part.numel() for part in statistics])
+            for part, mean in zip(statistics, means, strict=True):
+                part.detach().copy_(mean.view(part.shape))
+        done = {id(part) for part in statistics}
+        self.copy_from_first(part for part in model.buffers() if id(part) not in done)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over the processes, in float64: exact for counts up to 2^53."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        self.add_up(sums)
+        return sums.tolist()
+
+    def lowest(self, value: int | None) -> int | None:
+        """Return the lowest value that any process gives; None if none gives any."""
+        if self.size == 1:
+            return value
+        given = torch.tensor([NONE if value is None else value], device=self.device)
+        self._reduce(given, dist.ReduceOp.MIN)
+        lowest = int(given)
+        return None if lowest == NONE else lowest
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether it is set in any process: the same answer in all."""
+        if self.size == 1:
+            return tuple(bool(flag) for flag in flags)
+        given = torch.tensor([int(flag) for flag in flags], device=self.device)
+        self._reduce(given, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in given.tolist())
+
+    def gathered(self, item: Any) -> list[Any] | None:
+        """Return the items of all processes, in order, to rank 0; None to the others.
+
+        Args:
+            item: A tensor, which arrives on the CPU, or plain data; small, as it is pickled.
+        """
+        item = item.cpu() if isinstance(item, Tensor) else item
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        with self._answered():
+            dist.all_gather_object(items, item)
+        return items if self.is_first else None
+
+    def handed(self, items: Sequence[Any] | None) -> Any:
+        """Return to each process its own of the items that rank 0 holds.
+
+        Args:
+            items: What :meth:`gathered` gives: one for each process in rank 0, None in the others.
+
+        Raises:
+            InvalidInputError: In every process, if there is not one item for each.
+        """
+        box = [items]
+        if self.size > 1:
+            with self._answered():
+                dist.broadcast_object_list(box, 0)
+        held = box[0]
+        count = 0 if held is None else len(held)
+        if held is None or count != self.size:
+            raise InvalidInputError(
+                f"items: rank 0 holds {count}, and there are {self.size} processes; it needs one "
+                "for each"
+            )
+        return held[self.rank]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Make ``tensor`` its sum over the processes, in place, with nothing read on the host."""
+        if self.size > 1:
+            self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def stacked(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all processes, which have one shape, as rows ``(size, ...)``.
+
+        It is a sum in which each process fills its own row, and so exact: gloo has no all-gather
+        for a tensor on a GPU.
+        """
+        rows = tensor.new_zeros((self.size, *tensor.shape))
+        rows[self.rank] = tensor
+        self.add_up(rows)
+        return rows
+
+    def _reduce(self, tensor: Tensor, how: Any) -> None:
+        with self._answered():
+            dist.all_reduce(tensor, how)
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Make it clear that the others failed, where torch speaks of sockets."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConstrainedCNNError(
+                f"rank {self.rank} of {self.size} lost the other processes, whose own messages say "
+                f"why: {reason_of(error)}"
+            ) from error
+
+    def _check_device(self, backend: str | None) -> None:
+        """Raise unless tensors on the device can be exchanged, by a group of this backend if any.
+
+        Raises:
+            InvalidInputError: If they cannot.
+        """
+        if self.device.type not in BACKENDS:
+            raise InvalidInputError(
+                f"device={str(self.device)!r}: {self.size} processes can train together on 'cpu' "
+                "or 'cuda'"
+            )
+        if self.device.type == "cuda" and self.device.index >= torch.cuda.device_count():
+            raise InvalidInputError(
+                f"device={str(self.device)!r}: there are {torch.cuda.device_count()} CUDA devices "
+                "for the processes of this machine, and each needs one of its own; start fewer "
+                "(torchrun --nproc-per-node), or train on 'cpu'"
+            )
+        if self.device.type == "cpu" and backend == "nccl":
+            raise InvalidInputError(
+                "device='cpu': torch.distributed was initialised with 'nccl', which exchanges "
+                "nothing between CPUs; initialise it with 'gloo', or train on 'cuda'"
+            )
+
+    def _make_group(self, timeout: timedelta) -> None:
+        """Meet the other processes and make the default group of torch.
+
+        Raises:
+            ConstrainedCNNError: If they are not there in time.
+        """
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        try:
+            meeting = dist.rendezvous("env://", self.rank, self.size, timeout=timeout)
+            store = next(meeting)[0]
+            store.set_timeout(timeout)
+            # The store of torchrun outlives a group, and the addresses of an earlier one are still
+            # in it. Every process counts its groups there, so all of them come to the same number.
+            number = store.add(f"constrained_cnn/groups_of_{self.rank}", 1)
+            dist.init_process_group(
+                BACKENDS[self.device.type],
+                store=dist.PrefixStore(f"constrained_cnn/{number}", store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timeout,
+                device_id=self.device if self.device.type == "cuda" else None,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ConstrainedCNNError(
+                f"rank {self.rank} of {self.size} could not meet the others at {place} within "
+                f"{timeout.total_seconds():g} seconds: {reason_of(error)}. All {self.size} "
+                "processes must be started, and must reach that address"
+            ) from error
+
+
+class _Exchange:
+    """What :meth:`World.exchanger` returns.
+
+    The buffer holds the sums of the gradients over this process's samples, whether each gradient is
+    there, and the number of samples; it is made once, as a CUDA graph needs it.
+    """
+
+    def __init__(self, world: World, parameters: Iterable[nn.Parameter]) -> None:
+        self._world = world
+        self._parameters = [part for part in parameters if part.requires_grad]
+        dtype = torch.float32
+        for part in self._parameters:
+            dtype = torch.promote_types(dtype, part.dtype)
+        sizes = [part.numel() for part in self._parameters]
+        device = self._parameters[0].device if sizes else world.device
+        self._buffer = torch.zeros(sum(sizes) + len(sizes) + 1, dtype=dtype, device=device)
+        self._sums, self._met, self._samples = self._buffer.split([sum(sizes), len(sizes), 1])
+        pieces = zip(self._sums.split(sizes), self._parameters, strict=True) if sizes else ()
+        self._views = [piece.view(part.shape) for piece, part in pieces]
+        self._somewhere = [True] * len(sizes)
+
+    @torch.no_grad()
+    def __call__(self, samples: int) -> None:
+        gradients = [part.grad if samples else None for part in self._parameters]
+        self._fill(gradients, samples)
+        self._world.add_up(self._buffer)
+        self._sums.div_(self._samples)
+        if any(gradient is None for gradient in gradients):
+            self._fit_gradients()
+        pairs = [
+            (part.grad, view)
+            for part, view in zip(self._parameters, self._views, strict=True)
+            if part.grad is not None
+        ]
+        if pairs:
+            torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
+
+    def _fill(self, gradients: Sequence[Tensor | None], samples: int) -> None:
+        self._samples.fill_(samples)
+        pairs = [
+            (view, gradient)
+            for view, gradient in zip(self._views, gradients, strict=True)
+            if gradient is not None
+        ]
+        if len(pairs) == len(gradients):
+            self._met.fill_(1)
+        else:
+            self._sums.zero_()
+            for met, gradient in zip(self._met, gradients, strict=True):
+                met.fill_(gradient is not None)
+        if pairs:
+            torch._foreach_copy_([view for view, _ in pairs], [grad for _, grad in pairs])
+            self._sums.mul_(samples)
+
+    def _fit_gradients(self) -> None:
+        """Give a parameter a gradient where any process has one, and none where none has."""
+        if not (self._buffer.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._somewhere = (self._met > 0).tolist()
+        for part, somewhere in zip(self._parameters, self._somewhere, strict=True):
+            if not somewhere:
+                part.grad = None
+            elif part.grad is None:
+                part.grad = torch.empty_like(part)
+
+
+def local_rank() -> int | None:
+    """Return the number of this process on its machine, which is that of its GPU; None if unsaid.
+
+    Raises:
+        InvalidInputError: If ``LOCAL_RANK`` is not a number.
+    """
+    return _number("LOCAL_RANK") if os.environ.get("LOCAL_RANK") else None
+
+
+def _own(device: torch.device) -> torch.device:
+    """Return the device of this process."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    place = local_rank()
+    return torch.device("cuda", torch.cuda.current_device() if place is None else place)
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _told() -> tuple[int, int] | None:
+    """Return rank and size as the environment says them, or None if it says nothing.
+
+    Raises:
+        InvalidInputError: If it says half of it, or something impossible.
+    """
+    if not (os.environ.get("RANK") or os.environ.get("WORLD_SIZE")):
+        return None
+    # Whoever has made a group has met the others, at whatever address.
+    needed = ENVIRONMENT[:2] if _has_group() else ENVIRONMENT
+    missing = [name for name in needed if not os.environ.get(name)]
+    if missing:
+        there = [name for name in ENVIRONMENT if name not in missing]
+        raise InvalidInputError(
+            f"the environment says {', '.join(there)} and not {', '.join(missing)}: processes that "
+            "train together need all of them; start with torchrun, which sets them, or unset RANK "
+            "and WORLD_SIZE to train in this process alone"
+        )
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    if rank >= size:
+        raise InvalidInputError(f"RANK={rank}: must be below WORLD_SIZE={size}")
+    if size > 1 and not dist.is_available():
+        raise InvalidInputError(
+            f"WORLD_SIZE={size}: this build of torch has no torch.distributed; train in one process"
+        )
+    return rank, size
+
+
+def _number(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise InvalidInputError(f"{name}={text!r}: must be an integer of at least 0")
+    return int(text)
+
+
+def _nothing(samples: int) -> None:
+    """Exchange nothing: the gradients are those of the one process there is."""
