@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "InvalidInputError",
     "NonFiniteLossError",
+    "OutOfMemoryError",
     "OutputError",
     "TracingError",
     "check_choice",
@@ -66,6 +67,21 @@ class ConstraintError(ConstrainedCNNError):
     def __init__(self, message: str, *, report: Any) -> None:
         super().__init__(message)
         self.report = report
+
+
+class OutOfMemoryError(ConstrainedCNNError, MemoryError):
+    """A training step needs more memory than there is.
+
+    Attributes:
+        batch_size: Samples in the batch that does not fit.
+        fits: Samples in the largest part of it, halved and halved again, that was seen to fit;
+            None where not even one does.
+    """
+
+    def __init__(self, message: str, *, batch_size: int, fits: int | None) -> None:
+        super().__init__(message)
+        self.batch_size = batch_size
+        self.fits = fits
 
 
 class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):

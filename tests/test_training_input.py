@@ -258,14 +258,6 @@ def test_a_model_is_left_in_evaluation_mode_after_an_error_too() -> None:
     assert not model.training
 
 
-def test_running_out_of_memory_stays_what_it_is() -> None:
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        make_trainer(loss=loss).fit(make_net(), make_set())
-
-
 def test_a_loss_of_one_number_in_a_row_counts_as_one_number() -> None:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets).reshape(1)

@@ -56,7 +56,15 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=DATA_NAMES, help="in place of the recipe's")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data lies")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 (default: auto)")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    again.add_argument(
+        "--resume-if-begun",
+        dest="resume",
+        action="store_const",
+        const="if-begun",
+        help="go on with an unfinished run, or start one: for a command that is given repeatedly",
+    )
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: below runs/)")
     parser.add_argument(
         "--held-out",
@@ -69,6 +77,22 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--test-curve",
         action="store_true",
         help="read the test set after every epoch too; the record says so",
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("auto", "eager", "graph"),
+        default="auto",
+        help="what runs the steps: a CUDA graph where there can be one (auto), or operation by "
+        "operation (eager)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="longest time between checkpoints within an epoch (default 60); after every epoch "
+        "there is one anyway",
     )
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -106,6 +130,9 @@ def _train(options: argparse.Namespace) -> int:
         "held_out": options.held_out,
         "test_curve": options.test_curve,
         "progress": not options.quiet,
+        "executor": options.executor,
+        "threads": options.threads,
+        "checkpoint_seconds": options.checkpoint_seconds,
     }
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

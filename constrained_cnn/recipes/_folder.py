@@ -4,15 +4,17 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from constrained_cnn.errors import OutputError
+from constrained_cnn.errors import InvalidInputError, OutputError
 from constrained_cnn.record import RunRecord
 from constrained_cnn.training import RunFolder
 
 RECORD = "record.json"
 WEIGHTS = "weights.safetensors"
+# In place of True or False: go on with a run where there is one.
+IF_BEGUN = "if-begun"
 
 
-def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -> Path:
+def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool | str) -> Path:
     """Return the folder a run may write into.
 
     A folder that was asked for by name is taken as it is, unless that would lose something.
@@ -22,7 +24,7 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
     Args:
         out: The folder asked for, or None.
         name: What the run is called.
-        resume: Whether an unfinished run is to go on.
+        resume: Whether an unfinished run is to go on; ``"if-begun"`` where there is one.
 
     Raises:
         OutputError: If the folder holds a finished run, or an unfinished one that is not to go on,
@@ -41,6 +43,8 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
         if not _is_finished(folder):
             _check_free(folder, resume=True)
             return folder
+    if resume == IF_BEGUN:
+        return free
     raise OutputError(
         f"resume: {str(Path('runs') / name)!r} and those after it hold no unfinished run: there is "
         "nothing to resume"
@@ -48,7 +52,7 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool) -
 
 
 def seeds_folder(
-    out: str | os.PathLike[str] | None, name: str, seeds: Sequence[int], *, resume: bool
+    out: str | os.PathLike[str] | None, name: str, seeds: Sequence[int], *, resume: bool | str
 ) -> Path:
     """Return the folder that holds one folder for each seed.
 
@@ -57,7 +61,7 @@ def seeds_folder(
             ``runs/NAME-seeds-A-to-B-run-2`` and so on.
         name: What the runs are called.
         seeds: The seeds.
-        resume: Whether to go on in the newest one.
+        resume: Whether to go on in the newest one; ``"if-begun"`` where there is one.
 
     Raises:
         OutputError: If there is none to go on in.
@@ -68,9 +72,9 @@ def seeds_folder(
     else:
         stem = f"{name}-seeds-{seeds[0]}-to-{seeds[-1]}"
         taken, folder = _below_runs(stem, Path.exists)
-    if resume and not taken:
+    if resume is True and not taken:
         raise OutputError(f"{str(folder)!r} is not there: there is nothing to resume")
-    return taken[-1] if resume else folder
+    return taken[-1] if resume and taken else folder
 
 
 def _below_runs(stem: str, is_taken: Callable[[Path], bool]) -> tuple[list[Path], Path]:
@@ -90,7 +94,7 @@ def _named(out: str | os.PathLike[str]) -> Path:
     return Path(out)
 
 
-def _check_free(folder: Path, *, resume: bool) -> None:
+def _check_free(folder: Path, *, resume: bool | str) -> None:
     if _is_finished(folder):
         rule = "there is nothing to resume" if resume else "which is never overwritten"
         raise OutputError(
@@ -108,8 +112,19 @@ def _check_free(folder: Path, *, resume: bool) -> None:
             f"{str(folder)!r} holds an unfinished run; --resume (resume=True) goes on with it, "
             "another folder starts anew"
         )
-    if resume and not started:
+    if resume is True and not started:
         raise OutputError(f"{str(folder)!r} holds no checkpoint: there is nothing to resume")
+
+
+def check_resume(resume: bool | str) -> bool | str:
+    """Return ``resume`` if it is True, False or ``"if-begun"``.
+
+    Raises:
+        InvalidInputError: If it is something else.
+    """
+    if resume is not True and resume is not False and resume != IF_BEGUN:
+        raise InvalidInputError(f"resume={resume!r}: must be True, False or {IF_BEGUN!r}")
+    return resume
 
 
 def is_begun(folder: Path) -> bool:

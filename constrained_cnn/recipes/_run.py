@@ -17,7 +17,14 @@ from constrained_cnn import data, models, plots
 from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
-from constrained_cnn.recipes._folder import RECORD, is_begun, run_folder, seeds_folder
+from constrained_cnn.recipes._folder import (
+    IF_BEGUN,
+    RECORD,
+    check_resume,
+    is_begun,
+    run_folder,
+    seeds_folder,
+)
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._rules import RulesOfARecipe
 from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
@@ -36,10 +43,13 @@ def run(
     epochs: int | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     held_out: int = 0,
     test_curve: bool = False,
     progress: bool = True,
+    executor: str = "auto",
+    threads: int | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> RunRecord:
     """Train by a recipe and keep everything: record, weights, checkpoint, history, pictures.
 
@@ -54,11 +64,15 @@ def run(
         epochs: In place of the recipe's.
         device: As for :class:`constrained_cnn.Trainer`.
         out: Folder of the run; None takes a new one below ``runs``.
-        resume: Go on with the folder's unfinished run.
+        resume: Go on with the folder's unfinished run; ``"if-begun"`` to start one where there is
+            none, so that the same call serves for both.
         held_out: Number of training images to keep out and read after every epoch, in place of
             the test set; the split is stratified and always the same.
         test_curve: Read the test set after every epoch too; the record says so.
         progress: Whether to show progress on standard error.
+        executor: As for :class:`constrained_cnn.Trainer`.
+        threads: Likewise.
+        checkpoint_seconds: Likewise.
 
     Returns:
         The record, which is also in the folder as ``record.json``.
@@ -73,6 +87,7 @@ def run(
             nothing is written.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_resume(resume)
     seed = check_integer("seed", seed, minimum=0)
     held_out = check_integer("held_out", held_out, minimum=0)
     if held_out and test_curve:
@@ -80,7 +95,14 @@ def run(
     config = dataclasses.replace(
         recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
     )
-    trainer = Trainer(config, device=device, progress=progress)
+    trainer = Trainer(
+        config,
+        device=device,
+        progress=progress,
+        executor=executor,
+        threads=threads,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     sets = _load(recipe, data_name, data_dir, held_out=held_out)
     name = run_name(recipe, data_name, held_out=held_out)
     folder = run_folder(out, f"{name}-seed-{seed}", resume=resume)
@@ -94,8 +116,9 @@ def run(
     judged_on = "validation" if held_out else "test"
     # One lock from the first step to the record, so that no other run gets in between.
     with RunFolder(folder) as own:
+        goes_on = own.holds_checkpoint if resume == IF_BEGUN else bool(resume)
         history = trainer.fit(
-            model, sets.train, watched, judged_on=judged_on, folder=own, resume=resume
+            model, sets.train, watched, judged_on=judged_on, folder=own, resume=goes_on
         )
         record = rules.judged(_record(recipe, trainer, model, sets, history))
         if history.status == "finished":
@@ -113,7 +136,7 @@ def run_seeds(
     seeds: Sequence[int],
     *,
     out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     **options: Any,
 ) -> list[RunRecord]:
     """Run a recipe once for each seed, each in a folder ``seed-N`` of its own.
@@ -122,7 +145,8 @@ def run_seeds(
         recipe: A recipe or its name.
         seeds: The seeds, listed in advance.
         out: Folder of the runs; None takes a new one below ``runs``.
-        resume: Keep the seeds that are finished and go on with the others.
+        resume: Keep the seeds that are finished and go on with the others; ``"if-begun"`` to start
+            them where there are none.
         options: As for :func:`run`.
 
     Returns:
@@ -137,6 +161,7 @@ def run_seeds(
     if not seeds or len(set(seeds)) != len(seeds):
         raise InvalidInputError(f"seeds={seeds!r}: must be at least one, each once")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_resume(resume)
     name = run_name(recipe, options.get("data_name"), held_out=options.get("held_out", 0))
     base = seeds_folder(out, name, seeds, resume=resume)
     records: list[RunRecord] = []

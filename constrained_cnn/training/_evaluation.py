@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
 from constrained_cnn.training._executor import Loss, count_correct
+from constrained_cnn.training._memory import is_out_of_memory
 from constrained_cnn.training._source import Source
 
 # What torch, a model or a loss raise for a batch they cannot take.
@@ -167,9 +168,11 @@ def explained(
     """
     try:
         yield
-    except (torch.OutOfMemoryError, ConstrainedCNNError):
+    except ConstrainedCNNError:
         raise
     except EXPLAINED as error:
+        if is_out_of_memory(error):
+            raise
         held = f"inputs {_say(inputs)}"
         if targets is not None:
             held += f", targets {_say(targets)}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, reason_of
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
 from constrained_cnn.training._config import CONSTANT, TrainConfig
@@ -27,6 +27,7 @@ from constrained_cnn.training._executor import EagerExecutor, Executor, Loss, Pa
 from constrained_cnn.training._folder import HISTORY_FILES, RunFolder
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
+from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._progress import EpochProgress
 from constrained_cnn.training._saved import random_state, restore, set_random_state, state_of
 from constrained_cnn.training._schedule import Rates, rate_table
@@ -216,8 +217,19 @@ class Run:
         for inputs, targets in batches:
             if step == steps:
                 raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
-            with explained("train", step + 1, inputs, targets):
-                loss, correct = self.executor.step(inputs, targets, first + step)
+            exhausted = ""
+            try:
+                with explained("train", step + 1, inputs, targets):
+                    loss, correct = self.executor.step(inputs, targets, first + step)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                exhausted = reason_of(error)
+            if exhausted:  # here, where nothing of the step is held any more
+                where = f"step {step + 1} of epoch {epoch}"
+                raise out_of_memory(
+                    self.plan.model, self.plan.loss, inputs, targets, where, exhausted
+                )
             tally.add(loss, correct, len(inputs))
             self._samples += len(inputs)
             step += 1
