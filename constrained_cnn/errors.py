@@ -36,6 +36,18 @@ __all__ = [
 class ConstrainedCNNError(Exception):
     """Base of every error the library raises on purpose."""
 
+    def __reduce__(self) -> Any:
+        # An error may come from another process; Python's own way calls __init__ without keywords.
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(
+    kind: type[ConstrainedCNNError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ConstrainedCNNError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
+
 
 class InvalidInputError(ConstrainedCNNError, ValueError):
     """An argument breaks a rule; nothing was done."""
@@ -69,7 +81,7 @@ class ConstraintError(ConstrainedCNNError):
         self.report = report
 
 
-class OutOfMemoryError(ConstrainedCNNError, MemoryError):
+class OutOfMemoryError(ConstrainedCNNError, RuntimeError):
     """A training step needs more memory than there is.
 
     Attributes:

@@ -18,6 +18,7 @@ from constrained_cnn.errors import (
     CheckpointError,
     InvalidInputError,
     NonFiniteLossError,
+    OutOfMemoryError,
     OutputError,
 )
 from constrained_cnn.training import History
@@ -235,7 +236,7 @@ def test_an_error_in_the_first_epoch_leaves_the_folder_free(tmp_path: Path) -> N
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         raise MemoryError
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(OutOfMemoryError):
         make_trainer(loss=loss).fit(make_net(), make_set(), folder=tmp_path)
     make_trainer().fit(make_net(), make_set(), folder=tmp_path)
 

@@ -8,6 +8,7 @@ from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._many import Fitted
 from constrained_cnn.training._source import ResidentSet
 from constrained_cnn.training._timings import Timings
 from constrained_cnn.training._trainer import Trainer
@@ -15,6 +16,7 @@ from constrained_cnn.training._trainer import Trainer
 __all__ = [
     "EpochRow",
     "Evaluation",
+    "Fitted",
     "History",
     "ResidentSet",
     "RunFolder",

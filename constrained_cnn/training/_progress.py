@@ -1,15 +1,66 @@
 """What a person sees while a run goes on, without slowing it."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
 
 from constrained_cnn.training._history import EpochRow, format_row, headings
 
 REFRESH_SECONDS = 0.1
+
+
+class Progress(Protocol):
+    """What is told how far a run is; entered before its first step."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def start_epoch(self, epoch: int, done: int = 0) -> None:
+        """Epoch number ``epoch``, from 1, begins; so many of its steps are done already."""
+
+    def advance(self, step: int) -> None:
+        """``step`` steps of the epoch are done. Called for every step: it must cost nothing."""
+
+    def end_epoch(self, row: EpochRow) -> None:
+        """An epoch is done."""
+
+
+class Told:
+    """Passes the row of every epoch on; for a run that another process watches."""
+
+    def __init__(self, tell: Callable[[EpochRow], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def start_epoch(self, epoch: int, done: int = 0) -> None:
+        """Nothing is shown."""
+
+    def advance(self, step: int) -> None:
+        """Nothing is shown."""
+
+    def end_epoch(self, row: EpochRow) -> None:
+        """Pass it on."""
+        self._tell(row)
 
 
 class EpochProgress:
@@ -33,14 +84,14 @@ class EpochProgress:
         self.judged_on = judged_on
         self.enabled = enabled
         self._console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._shown_at = 0.0
 
     def __enter__(self) -> Self:
         if self.enabled:
             self._console.print("  ".join(headings(self.judged_on)), style="bold")
             if self._console.is_terminal:
-                self._bar = Progress(
+                self._bar = Bar(
                     TextColumn("{task.description}"),
                     BarColumn(),
                     MofNCompleteColumn(),
@@ -86,7 +137,7 @@ class EpochProgress:
         left = ""
         if self.steps is not None:
             steps = self.steps * (self.epochs - self._epoch + 1) - step
-            left = f"{_duration(steps / rate)} left of the run"
+            left = f"{duration(steps / rate)} left of the run"
         self._bar.update(self._task, completed=step, rate=f"{rate:.0f} steps/s", left=left)
         self._bar.refresh()
 
@@ -96,11 +147,11 @@ class EpochProgress:
             self._console.print("  ".join(format_row(row, self.judged_on)))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as a person says it.
 
     Examples:
-        >>> _duration(7), _duration(190), _duration(7300)
+        >>> duration(7), duration(190), duration(7300)
         ('7 s', '3 min', '2 h 2 min')
     """
     if seconds < 100:

@@ -28,7 +28,7 @@ from constrained_cnn.training._folder import HISTORY_FILES, RunFolder
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
-from constrained_cnn.training._progress import EpochProgress
+from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import random_state, restore, set_random_state, state_of
 from constrained_cnn.training._schedule import Rates, rate_table
 from constrained_cnn.training._source import Source, epoch_seed
@@ -127,15 +127,9 @@ class Run:
         )
         self.executor: Executor = EagerExecutor(parts)
 
-    def go(self, guard: InterruptGuard, *, progress: bool) -> History:
+    def go(self, guard: InterruptGuard, shown: Progress) -> History:
         """Run the epochs that are left, until done or asked to stop."""
         epochs = self.plan.config.epochs
-        shown = EpochProgress(
-            epochs=epochs,
-            steps=self.plan.train.steps,
-            judged_on=None if self.plan.validation is None else self.plan.judged_on,
-            enabled=progress,
-        )
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         try:
             with shown, _first_outputs_checked(self.plan):
@@ -170,7 +164,7 @@ class Run:
     def _begin_epoch(self) -> None:
         self.tally, self.spent, self.random = Tally(), 0.0, None
 
-    def _epoch(self, guard: InterruptGuard, shown: EpochProgress) -> EpochRow | None:
+    def _epoch(self, guard: InterruptGuard, shown: Progress) -> EpochRow | None:
         """Do what is left of the next epoch; return its row, or None if it was cut short."""
         epoch = len(self.rows) + 1
         self._started = time.perf_counter() - self.spent
@@ -203,7 +197,7 @@ class Run:
             seconds=time.perf_counter() - self._started,
         )
 
-    def _train(self, epoch: int, guard: InterruptGuard, shown: EpochProgress) -> bool:
+    def _train(self, epoch: int, guard: InterruptGuard, shown: Progress) -> bool:
         """Take the steps that are left of an epoch; return whether all of them were taken."""
         config, source, tally = self.plan.config, self.plan.train, self.tally
         torch.manual_seed(epoch_seed(config.seed, epoch))

@@ -1,10 +1,13 @@
 """The Trainer: the way in to training, evaluation and prediction."""
 
+import copy
+import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +32,10 @@ from constrained_cnn.training._evaluation import (
 )
 from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._folder import RunFolder
-from constrained_cnn.training._history import TEST, VALIDATION, History
+from constrained_cnn.training._history import TEST, VALIDATION, EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
+from constrained_cnn.training._many import FitOne, Fitted, check_seeds, fit_many, share_cores
+from constrained_cnn.training._progress import EpochProgress, Progress, Told
 from constrained_cnn.training._run import Plan, Run
 from constrained_cnn.training._source import Data, Source
 from constrained_cnn.training._threads import using_threads
@@ -54,7 +59,8 @@ class Trainer:
         optimizer: Makes an optimizer from the model, in place of the one the configuration names.
         scheduler: Makes a schedule from the optimizer, likewise.
         loss: Maps (outputs, targets) to a scalar mean, likewise.
-        progress: Whether to show progress on standard error.
+        progress: Whether to show progress on standard error; or a callable that is given the
+            :class:`EpochRow` of every epoch instead.
         executor: What runs the training steps: ``"eager"``, operation by operation; ``"graph"``,
             captured once as a CUDA graph and replayed; ``"auto"`` for the graph where there can be
             one.
@@ -86,7 +92,7 @@ class Trainer:
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         loss: Loss | None = None,
-        progress: bool = True,
+        progress: bool | Callable[[EpochRow], None] = True,
         executor: str = "auto",
         threads: int | None = None,
         checkpoint_seconds: float = 60.0,
@@ -181,6 +187,84 @@ class Trainer:
             )
             return self._run(plan, watch, resume=resume)
 
+    def fit_many(
+        self,
+        make_model: Callable[[], nn.Module],
+        seeds: Sequence[int],
+        train: Data,
+        validation: Data | None = None,
+        *,
+        judged_on: str = VALIDATION,
+        folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        workers: int | None = None,
+    ) -> list[Fitted]:
+        """Train one network for each seed, several at a time.
+
+        The seed decides everything random: the first weights, the order of the images, augmentation
+        and dropout. On a CPU the seeds are spread over processes; each gives, to the bit, what
+        :meth:`fit` gives it alone with the same number of threads.
+
+        Args:
+            make_model: Makes a new network, with weights from torch's global generator. For more
+                than one process it must be a function or class at the top of a module.
+            seeds: The seeds, listed in advance.
+            train: As for :meth:`fit`; for more than one process it must be something that can be
+                pickled, as an ImageSet and a list of batches can.
+            validation: Likewise.
+            judged_on: As for :meth:`fit`.
+            folder: Each seed writes into its own folder ``seed-N`` below it; None writes nothing.
+            resume: Go on with seeds that were begun, and keep those that are finished.
+            workers: Number of processes; None for one for each core.
+
+        Returns:
+            What each seed gave, in the order of the seeds. A seed that diverged is among them, with
+            its error; those that were not begun when the run was stopped are left out.
+
+        Raises:
+            InvalidInputError: If the seeds are none, or one is there twice, or something cannot be
+                sent to another process; and as for :meth:`fit`.
+
+        Examples:
+            >>> import functools, torch
+            >>> from constrained_cnn import TrainConfig, Trainer
+            >>> x = torch.linspace(-1, 1, 64).reshape(64, 1)
+            >>> trainer = Trainer(TrainConfig(epochs=30, loss="MSELoss"), progress=False)
+            >>> make_model = functools.partial(torch.nn.Linear, 1, 1)
+            >>> found = trainer.fit_many(make_model, [0, 1], [(x, 2 * x + 1)], workers=1)
+            >>> [one.seed for one in found], found[0].history[-1].train_loss < 0.1
+            ([0, 1], True)
+        """
+        seeds = check_seeds(seeds)
+        if not callable(make_model):
+            raise InvalidInputError(
+                f"make_model={make_model!r}: must be callable, and make a network"
+            )
+        if resume and folder is None:
+            raise InvalidInputError("resume=True: needs the folder that holds the seeds")
+        if self.device.type != "cpu" and workers is None:
+            workers = 1
+        workers, threads = share_cores(len(seeds), workers, self.threads)
+        one = FitOne(
+            trainer=self,
+            make_model=make_model,
+            train=train,
+            validation=validation,
+            folder=None if folder is None else Path(folder),
+            resume=resume,
+            options={"judged_on": judged_on},
+        )
+        return fit_many(one, seeds, workers, threads)
+
+    def with_seed(
+        self, seed: int, *, progress: bool | Callable[[EpochRow], None] = False
+    ) -> "Trainer":
+        """Return the same trainer with another seed."""
+        twin = copy.copy(self)
+        twin.config = dataclasses.replace(self.config, seed=seed)
+        twin.progress = progress
+        return twin
+
     def _run(self, plan: Plan, watch: Stopwatch, *, resume: bool) -> History:
         run = Run(plan, watch)
         if resume:
@@ -190,13 +274,24 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), no_stretching(), InterruptGuard() as guard:
-                return run.go(guard, progress=self.progress)
+                return run.go(guard, self._shown(plan))
         except NonFiniteLossError:
             raise  # its last good checkpoint stays, were it that of the start
         except Exception:
             if not resume:
                 run.forget()
             raise
+
+    def _shown(self, plan: Plan) -> Progress:
+        """Return what shows how far a run is."""
+        if callable(self.progress):
+            return Told(self.progress)
+        return EpochProgress(
+            epochs=self.config.epochs,
+            steps=plan.train.steps,
+            judged_on=None if plan.validation is None else plan.judged_on,
+            enabled=self.progress,
+        )
 
     def evaluate(self, model: nn.Module, data: Data) -> Evaluation:
         """Return loss and accuracy of ``model`` on ``data``; its weights and mode stay.

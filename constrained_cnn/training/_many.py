@@ -1,0 +1,208 @@
+"""Many seeds at once."""
+
+import functools
+import io
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, check_integer
+from constrained_cnn.training._folder import RunFolder
+from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._processes import Send, in_processes
+from constrained_cnn.training._progress import duration
+from constrained_cnn.training._threads import usable_cores
+
+if TYPE_CHECKING:
+    from constrained_cnn.training._source import Data
+    from constrained_cnn.training._trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What one seed gave.
+
+    Attributes:
+        seed: The seed.
+        model: The trained network, on the CPU where it came from another process; None if the run
+            diverged.
+        history: Its epochs; None if it diverged.
+        error: Why, if it diverged: a seed that fails is a result as well.
+    """
+
+    seed: int
+    model: nn.Module | None
+    history: History | None
+    error: NonFiniteLossError | None = None
+
+
+def check_seeds(seeds: Iterable[int]) -> list[int]:
+    """Return the seeds as a list.
+
+    Raises:
+        InvalidInputError: Unless they are integers of at least 0, at least one, each once.
+    """
+    if not isinstance(seeds, Iterable):
+        raise InvalidInputError(f"seeds={seeds!r}: must be a sequence of integers")
+    checked = [check_integer("seed", seed, minimum=0) for seed in seeds]
+    if not checked or len(set(checked)) != len(checked):
+        raise InvalidInputError(f"seeds={checked!r}: must be at least one, each once")
+    return checked
+
+
+def share_cores(jobs: int, workers: int | None, threads: int | None) -> tuple[int, int]:
+    """Return how many processes to use for ``jobs``, and how many threads each.
+
+    One process for each core, as a step of a small network gains less from a second thread than a
+    second network does; threads that are left over are shared out.
+    """
+    cores = usable_cores()
+    if workers is None:
+        workers = max(1, min(jobs, cores // (threads or 1)))
+    workers = min(check_integer("workers", workers, minimum=1, maximum=4096), jobs)
+    return workers, threads or max(1, cores // workers)
+
+
+def seeded_model(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a new model whose weights are drawn from ``seed``; the caller's generator stays."""
+    with torch.random.fork_rng([]):
+        # Not torch.manual_seed, which would set the caller's generators on every GPU too.
+        torch.default_generator.manual_seed(seed)
+        model = make_model()
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            f"make_model: made a {type(model).__name__}; must make a torch.nn.Module"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class FitOne:
+    """Trains one seed: what is sent to a process.
+
+    Attributes:
+        trainer: The trainer; its seed is replaced.
+        make_model: Makes a network.
+        train: As for ``Trainer.fit``.
+        validation: As for ``Trainer.fit``.
+        options: Further keywords of ``Trainer.fit``.
+        folder: Folder of the runs, or None.
+        resume: Whether runs that were begun go on.
+    """
+
+    trainer: "Trainer"
+    make_model: Callable[[], nn.Module]
+    train: "Data"
+    validation: "Data | None"
+    folder: Path | None
+    resume: bool
+    options: dict[str, Any]
+
+    def fit(self, seed: int, tell: Callable[[EpochRow], None] | bool) -> Fitted:
+        """Train one seed in this process."""
+        trainer = self.trainer.with_seed(seed, progress=tell)
+        model = seeded_model(self.make_model, seed)
+        folder = None if self.folder is None else RunFolder(self.folder / f"seed-{seed}")
+        resume = self.resume and folder is not None and folder.holds_checkpoint
+        try:
+            history = trainer.fit(
+                model, self.train, self.validation, folder=folder, resume=resume, **self.options
+            )
+        except NonFiniteLossError as error:
+            return Fitted(seed, None, None, error)
+        return Fitted(seed, model, history)
+
+    def __call__(self, seed: int, send: Send) -> "Reply":
+        fitted = self.fit(seed, send)
+        stream = io.BytesIO()
+        # As bytes: tensors that travel through shared memory end with the process that made them.
+        torch.save({} if fitted.model is None else fitted.model.state_dict(), stream)
+        return stream.getvalue(), fitted.history, fitted.error
+
+
+Reply = tuple[bytes, History | None, NonFiniteLossError | None]
+
+
+def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> list[Fitted]:
+    """Train every seed; return those that were begun, in the order of the seeds."""
+    shown = ManyProgress(len(seeds), one.trainer.config.epochs, one.trainer.progress is not False)
+    found: dict[int, Fitted] = {}
+    if workers == 1:
+        for seed in seeds:
+            found[seed] = one.fit(seed, functools.partial(shown.end_epoch, seed))
+            shown.end_seed(found[seed])
+            history = found[seed].history
+            if history is not None and history.status == "interrupted":
+                break
+    else:
+        replies = in_processes(
+            one, seeds, workers=workers, threads=threads, on_message=shown.end_epoch
+        )
+        for seed, reply in replies:
+            found[seed] = _received(one, seed, reply)
+            shown.end_seed(found[seed])
+    return [found[seed] for seed in seeds if seed in found]
+
+
+def _received(one: FitOne, seed: int, reply: Reply) -> Fitted:
+    content, history, error = reply
+    if history is None:
+        return Fitted(seed, None, None, error)
+    model = seeded_model(one.make_model, seed)
+    model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    return Fitted(seed, model.eval(), history)
+
+
+class ManyProgress:
+    """A line per seed on standard error, and in a terminal one that says how far they are.
+
+    Args:
+        seeds: Number of seeds.
+        epochs: Epochs of each.
+        enabled: Whether to show anything.
+    """
+
+    def __init__(self, seeds: int, epochs: int, enabled: bool) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._seeds, self._epochs = seeds, epochs
+        self._enabled = enabled
+        self._started = time.monotonic()
+        self._done = self._ended = 0
+
+    def end_epoch(self, seed: int, row: EpochRow) -> None:
+        """An epoch of a seed is done."""
+        self._done += 1
+        if self._enabled and self._console.is_terminal:
+            share = self._done / (self._seeds * self._epochs)
+            left = (time.monotonic() - self._started) * (1 - share) / share
+            self._console.print(
+                f"{self._ended} of {self._seeds} seeds done, {100 * share:.0f} % of all epochs, "
+                f"{duration(left)} left   ",
+                end="\r",
+            )
+
+    def end_seed(self, fitted: Fitted) -> None:
+        """A seed is done."""
+        self._ended += 1
+        if not self._enabled:
+            return
+        if fitted.history is None:
+            said = f"[red]diverged: {fitted.error}[/red]"
+        elif not len(fitted.history):
+            said = "stopped before its first epoch ended"
+        else:
+            row, history = fitted.history[-1], fitted.history
+            said = f"train loss {row.train_loss:.4f}"
+            if row.validation_accuracy is not None:
+                said += f", {history.judged_on} accuracy {row.validation_accuracy:.2f} %"
+            said += f", {sum(one.seconds for one in history):.1f} s"
+            if history.status == "interrupted":
+                said += f", stopped after {len(history)} epochs"
+        number = f"{self._ended} of {self._seeds}"
+        self._console.print(f"seed {fitted.seed} ({number}): {said}".ljust(60))

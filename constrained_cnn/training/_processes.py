@@ -1,0 +1,132 @@
+"""Work that is spread over processes of this machine, one item at a time to each."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
+from constrained_cnn.training._interrupt import InterruptGuard
+
+Send = Callable[[Any], None]
+Work = Callable[[Any, Send], Any]
+POLL_SECONDS = 0.1
+
+
+def in_processes(
+    work: Work,
+    items: Sequence[Any],
+    *,
+    workers: int,
+    threads: int,
+    on_message: Callable[[Any, Any], None],
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (item, result) of ``work(item, send)`` for every item, as they are done.
+
+    The processes are new ones that import what they need. After Ctrl-C or SIGTERM each finishes as
+    if it had got the signal itself, and items that were not begun are left out. If this process
+    dies, they get SIGTERM.
+
+    Args:
+        work: What to do; it is sent to the processes once, and may carry data.
+        items: What to do it with.
+        workers: Number of processes.
+        threads: Threads of torch in each.
+        on_message: Is called here with the item and what its work sent.
+
+    Raises:
+        InvalidInputError: If ``work`` cannot be sent to another process.
+        ConstrainedCNNError: If a process died.
+    """
+    try:
+        content = pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidInputError(
+            f"workers={workers}: what is to be done cannot be sent to another process "
+            f"({reason_of(error)}); define functions and classes at the top of a module, not in a "
+            "notebook, a function or as a lambda, or give workers=1"
+        ) from error
+    context = multiprocessing.get_context("spawn")
+    messages = context.SimpleQueue()
+    pids: set[int] = set()
+
+    def read_messages() -> None:
+        while not messages.empty():
+            item, message = messages.get()
+            if item is None:
+                pids.add(message)
+            else:
+                on_message(item, message)
+
+    with (
+        InterruptGuard() as guard,
+        ProcessPoolExecutor(
+            workers, context, initializer=_begin, initargs=(content, threads, messages)
+        ) as pool,
+    ):
+        waiting = list(items)
+        begun: dict[Future[Any], Any] = {}
+        told: set[int] = set()
+        try:
+            while begun or (waiting and not guard.requested):
+                # No more than there are processes, as the pool begins what it has been given.
+                while waiting and len(begun) < workers and not guard.requested:
+                    item = waiting.pop(0)
+                    begun[pool.submit(_do, item)] = item
+                done, _ = wait(begun, POLL_SECONDS, return_when=FIRST_COMPLETED)
+                read_messages()
+                for future in done:
+                    yield begun.pop(future), future.result()
+                if guard.requested:
+                    _send_signal(pids - told, signal.SIGTERM)
+                    told |= pids
+        except BrokenProcessPool as error:
+            raise ConstrainedCNNError(
+                "a process that trained was killed from outside, perhaps because memory ran out; "
+                "give fewer workers. What has a folder can be resumed"
+            ) from error
+        except BaseException:
+            _send_signal(pids, signal.SIGKILL)
+            raise
+
+
+def _send_signal(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+_work: Work
+_messages: Any
+
+
+def _begin(content: bytes, threads: int, messages: Any) -> None:
+    """Make a new process ready; the two names it sets are its own."""
+    global _work, _messages
+    # Ctrl-C in a terminal goes to all processes at once; the first one passes it on.
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpgrp()
+    torch.set_num_threads(threads)
+    _messages = messages
+    _messages.put((None, os.getpid()))
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    _work = pickle.loads(content)
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _do(item: Any) -> Any:
+    return _work(item, lambda message: _messages.put((item, message)))
