@@ -150,7 +150,7 @@ def test_a_folder_with_brackets_is_printed_as_it_is(capsys: Captured) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_range_of_seeds_gives_a_run_each_and_their_mean(capsys: Captured) -> None:
-    assert train("--seeds", "0-1") == 0
+    assert train("--seeds", "0-1", "--workers", "1") == 0
     folder = Path("runs/tiny-seeds-0-to-1")
     records = [RunRecord.load(folder / f"seed-{seed}") for seed in (0, 1)]
     assert [record.seed for record in records] == [0, 1]
@@ -160,7 +160,7 @@ def test_a_range_of_seeds_gives_a_run_each_and_their_mean(capsys: Captured) -> N
         assert f"{accuracy:.2f} %" in printed
     mean = f"{sum(accuracy or 0 for accuracy in accuracies) / 2:.2f}"
     assert re.search(rf"│ mean +│ +{re.escape(mean)} │", printed)
-    assert train("--seeds", "0-1", "--resume", "--json") == 0
+    assert train("--seeds", "0-1", "--workers", "1", "--resume", "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again == [record.to_dict() for record in records]  # kept, not run anew
 

@@ -25,7 +25,7 @@ from constrained_cnn.errors import (
     OutputError,
 )
 from constrained_cnn.models import _registry
-from constrained_cnn.recipes import Recipe, _recipe, _run
+from constrained_cnn.recipes import Recipe, _recipe, _run, _seeds
 
 EPOCHS = 3
 TINY = Recipe(
@@ -378,7 +378,7 @@ def test_seeds_stop_with_the_first_interrupted_run(
         plain: dict[str, Any] = {"parameters": 1, "epochs": 1, "config": {}, "data": {}}
         return RunRecord(recipe="tiny", model="tiny", seed=seed, status=status, **plain)
 
-    monkeypatch.setattr(_run, "run", interrupted)
+    monkeypatch.setattr(_seeds, "run", interrupted)
     records = recipes.run_seeds("tiny", range(4), out=tmp_path / "seeds")
     assert asked == [0, 1]
     assert [record.status for record in records] == ["finished", "interrupted"]

@@ -85,6 +85,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="what runs the steps: a CUDA graph where there can be one (auto), or operation by "
         "operation (eager)",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share the --seeds (default: one for each core; 1 on a GPU)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on a CPU")
     parser.add_argument(
         "--checkpoint-seconds",
@@ -145,7 +151,9 @@ def _train(options: argparse.Namespace) -> int:
         else:
             folder = recipes.seeds_folder(options.out, name, options.seeds, resume=options.resume)
             _announce(console, options, recipe, folder)
-            records = recipes.run_seeds(recipe, options.seeds, out=folder, **keywords)
+            records = recipes.run_seeds(
+                recipe, options.seeds, out=folder, workers=options.workers, **keywords
+            )
             _keep_statistics(records, folder)
     if options.json:
         content = [record.to_dict() for record in records]

@@ -16,7 +16,8 @@ from constrained_cnn.recipes._recipe import (
     register_recipe,
     run_name,
 )
-from constrained_cnn.recipes._run import run, run_seeds
+from constrained_cnn.recipes._run import run
+from constrained_cnn.recipes._seeds import run_seeds
 
 __all__ = [
     "Recipe",

@@ -2,10 +2,8 @@
 
 import dataclasses
 import hashlib
-import json
 import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,18 @@ from torch import Tensor, nn
 
 from constrained_cnn import data, models, plots
 from constrained_cnn.data import ImageSet
-from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
+from constrained_cnn.errors import InvalidInputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import (
     IF_BEGUN,
     RECORD,
     check_resume,
-    is_begun,
     run_folder,
-    seeds_folder,
 )
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._rules import RulesOfARecipe
 from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
-from constrained_cnn.training import History, RunFolder, Trainer
+from constrained_cnn.training import EpochRow, History, RunFolder, Trainer
 
 EVERY_EPOCH = "every epoch, for a curve: a best epoch chosen from it is optimistic"
 SPLIT_SEED = 0
@@ -46,7 +42,7 @@ def run(
     resume: bool | str = False,
     held_out: int = 0,
     test_curve: bool = False,
-    progress: bool = True,
+    progress: bool | Callable[[EpochRow], None] = True,
     executor: str = "auto",
     threads: int | None = None,
     checkpoint_seconds: float = 60.0,
@@ -69,7 +65,7 @@ def run(
         held_out: Number of training images to keep out and read after every epoch, in place of
             the test set; the split is stratified and always the same.
         test_curve: Read the test set after every epoch too; the record says so.
-        progress: Whether to show progress on standard error.
+        progress: As for :class:`constrained_cnn.Trainer`.
         executor: As for :class:`constrained_cnn.Trainer`.
         threads: Likewise.
         checkpoint_seconds: Likewise.
@@ -129,93 +125,6 @@ def run(
         # Last, so that a folder with a finished record has everything the record speaks of.
         record.save(folder / RECORD)
     return record
-
-
-def run_seeds(
-    recipe: str | Recipe,
-    seeds: Sequence[int],
-    *,
-    out: str | os.PathLike[str] | None = None,
-    resume: bool | str = False,
-    **options: Any,
-) -> list[RunRecord]:
-    """Run a recipe once for each seed, each in a folder ``seed-N`` of its own.
-
-    Args:
-        recipe: A recipe or its name.
-        seeds: The seeds, listed in advance.
-        out: Folder of the runs; None takes a new one below ``runs``.
-        resume: Keep the seeds that are finished and go on with the others; ``"if-begun"`` to start
-            them where there are none.
-        options: As for :func:`run`.
-
-    Returns:
-        The records in the order of the seeds; those after an interrupted one are missing.
-
-    Raises:
-        InvalidInputError: If there are no seeds, or one twice; and as for :func:`run`.
-    """
-    if not isinstance(seeds, Iterable):
-        raise InvalidInputError(f"seeds={seeds!r}: must be a sequence of integers")
-    seeds = [check_integer("seed", seed, minimum=0) for seed in seeds]
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise InvalidInputError(f"seeds={seeds!r}: must be at least one, each once")
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_resume(resume)
-    name = run_name(recipe, options.get("data_name"), held_out=options.get("held_out", 0))
-    base = seeds_folder(out, name, seeds, resume=resume)
-    records: list[RunRecord] = []
-    for seed in seeds:  # before the first of them runs
-        if not resume:
-            run_folder(base / f"seed-{seed}", recipe.name, resume=False)
-    for number, seed in enumerate(seeds, start=1):
-        folder = base / f"seed-{seed}"
-        if options.get("progress", True):
-            print(f"seed {seed}, {number} of {len(seeds)}", file=sys.stderr)
-        if resume and (folder / RECORD).exists():
-            kept = RunRecord.load(folder)
-            if kept.status == "finished":
-                _check_same_experiment(folder, kept, recipe, seed, options)
-                records.append(kept)
-                continue
-        begun = resume and is_begun(folder)
-        records.append(run(recipe, seed, out=folder, resume=begun, **options))
-        if records[-1].status == "interrupted":
-            break
-    return records
-
-
-def _check_same_experiment(
-    folder: Path, kept: RunRecord, recipe: Recipe, seed: int, options: Mapping[str, Any]
-) -> None:
-    """Raise if a finished run to be kept is not a run of this recipe with these options."""
-    epochs = options.get("epochs")
-    held_out = kept.data["held_out"]
-    config = dataclasses.replace(
-        recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
-    )
-    there = {
-        "recipe": kept.recipe,
-        **kept.config,
-        "data": kept.data["asked"],
-        "held_out": 0 if held_out is None else held_out["samples"],
-    }
-    here = {
-        "recipe": recipe.name,
-        **json.loads(config.to_json()),
-        "data": options.get("data_name") or recipe.data,
-        "held_out": options.get("held_out", 0),
-    }
-    differing = [
-        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
-    if differing:
-        raise OutputError(
-            f"{str(folder)!r} holds a finished run of another kind: {'; '.join(differing)}. "
-            "Give the same options, or another folder"
-        )
 
 
 @dataclass(frozen=True)
@@ -296,9 +205,14 @@ def _record(
         test_readings=readings,
         result=result,
         history=history.to_dicts(),
-        environment=describe_environment(trainer.device),
+        environment={**describe_environment(trainer.device), **_made_on(history)},
         weight_shapes=[list(parameter.shape) for parameter in model.parameters()],
     )
+
+
+def _made_on(history: History) -> dict[str, Any]:
+    """Return with what it was trained, beside versions and hardware."""
+    return {name: history.made_on[name] for name in ("executor", "threads", "processes")}
 
 
 def _describe(sets: _Sets) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
-from constrained_cnn.training._many import Fitted
+from constrained_cnn.training._many import Fitted, SeedsProgress, check_seeds, share_cores
+from constrained_cnn.training._processes import in_processes
 from constrained_cnn.training._source import ResidentSet
 from constrained_cnn.training._timings import Timings
 from constrained_cnn.training._trainer import Trainer
@@ -20,7 +21,11 @@ __all__ = [
     "History",
     "ResidentSet",
     "RunFolder",
+    "SeedsProgress",
     "Timings",
     "TrainConfig",
     "Trainer",
+    "check_seeds",
+    "in_processes",
+    "share_cores",
 ]

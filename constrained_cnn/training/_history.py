@@ -62,14 +62,17 @@ class History:
             set; files and tables name their columns by it.
         steps_of_next: Steps that an interrupted run took of the epoch after the last row; with a
             folder they are in the checkpoint.
+        made_on: Device, executor, threads, processes and version of torch that it was trained with,
+            as plain data; empty of a history that was read from a file.
         timings: Where the time went; None of a history that was read from a file. Two histories are
-            equal without it.
+            equal without these.
     """
 
     rows: tuple[EpochRow, ...] = ()
     status: str = "finished"
     judged_on: str = VALIDATION
     steps_of_next: int = field(default=0, kw_only=True)
+    made_on: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
     timings: Timings | None = field(default=None, compare=False, kw_only=True)
 
     def __len__(self) -> int:

@@ -14,12 +14,16 @@ class InterruptGuard:
 
     Outside the main thread, where Python delivers no signals, it does nothing.
 
+    Args:
+        quiet: Whether to say nothing.
+
     Attributes:
         requested: Whether the run was asked to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.requested = False
+        self._quiet = quiet
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -41,5 +45,7 @@ class InterruptGuard:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if self._quiet:
+            return
         again = "press Ctrl-C again" if number == signal.SIGINT else "send the signal again"
         print(f"\nStopping after this step; {again} to stop at once.", file=sys.stderr, flush=True)

@@ -131,12 +131,13 @@ Reply = tuple[bytes, History | None, NonFiniteLossError | None]
 
 def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> list[Fitted]:
     """Train every seed; return those that were begun, in the order of the seeds."""
-    shown = ManyProgress(len(seeds), one.trainer.config.epochs, one.trainer.progress is not False)
+    trainer = one.trainer
+    shown = SeedsProgress(len(seeds), trainer.config.epochs, enabled=trainer.progress is not False)
     found: dict[int, Fitted] = {}
     if workers == 1:
         for seed in seeds:
             found[seed] = one.fit(seed, functools.partial(shown.end_epoch, seed))
-            shown.end_seed(found[seed])
+            shown.end_seed(seed, _say(found[seed]))
             history = found[seed].history
             if history is not None and history.status == "interrupted":
                 break
@@ -146,7 +147,7 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
         )
         for seed, reply in replies:
             found[seed] = _received(one, seed, reply)
-            shown.end_seed(found[seed])
+            shown.end_seed(seed, _say(found[seed]))
     return [found[seed] for seed in seeds if seed in found]
 
 
@@ -159,7 +160,7 @@ def _received(one: FitOne, seed: int, reply: Reply) -> Fitted:
     return Fitted(seed, model.eval(), history)
 
 
-class ManyProgress:
+class SeedsProgress:
     """A line per seed on standard error, and in a terminal one that says how far they are.
 
     Args:
@@ -168,7 +169,7 @@ class ManyProgress:
         enabled: Whether to show anything.
     """
 
-    def __init__(self, seeds: int, epochs: int, enabled: bool) -> None:
+    def __init__(self, seeds: int, epochs: int, *, enabled: bool) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._seeds, self._epochs = seeds, epochs
         self._enabled = enabled
@@ -187,22 +188,23 @@ class ManyProgress:
                 end="\r",
             )
 
-    def end_seed(self, fitted: Fitted) -> None:
-        """A seed is done."""
+    def end_seed(self, seed: int, said: str) -> None:
+        """A seed is done; ``said`` is what is told of it."""
         self._ended += 1
-        if not self._enabled:
-            return
-        if fitted.history is None:
-            said = f"[red]diverged: {fitted.error}[/red]"
-        elif not len(fitted.history):
-            said = "stopped before its first epoch ended"
-        else:
-            row, history = fitted.history[-1], fitted.history
-            said = f"train loss {row.train_loss:.4f}"
-            if row.validation_accuracy is not None:
-                said += f", {history.judged_on} accuracy {row.validation_accuracy:.2f} %"
-            said += f", {sum(one.seconds for one in history):.1f} s"
-            if history.status == "interrupted":
-                said += f", stopped after {len(history)} epochs"
-        number = f"{self._ended} of {self._seeds}"
-        self._console.print(f"seed {fitted.seed} ({number}): {said}".ljust(60))
+        if self._enabled:
+            line = f"seed {seed} ({self._ended} of {self._seeds}): {said}"
+            self._console.print(line.ljust(60), markup=False)
+
+
+def _say(fitted: Fitted) -> str:
+    history = fitted.history
+    if history is None:
+        return f"diverged: {fitted.error}"
+    if not len(history):
+        return "stopped before its first epoch ended"
+    row = history[-1]
+    said = f"train loss {row.train_loss:.4f}"
+    if row.validation_accuracy is not None:
+        said += f", {history.judged_on} accuracy {row.validation_accuracy:.2f} %"
+    said += f", {sum(one.seconds for one in history):.1f} s"
+    return said if history.status == "finished" else f"{said}, stopped after {len(history)} epochs"

@@ -19,6 +19,7 @@ from constrained_cnn.training._interrupt import InterruptGuard
 Send = Callable[[Any], None]
 Work = Callable[[Any, Send], Any]
 POLL_SECONDS = 0.1
+NOT_BEGUN = "not begun"
 
 
 def in_processes(
@@ -84,7 +85,9 @@ def in_processes(
                 done, _ = wait(begun, POLL_SECONDS, return_when=FIRST_COMPLETED)
                 read_messages()
                 for future in done:
-                    yield begun.pop(future), future.result()
+                    item, result = begun.pop(future), future.result()
+                    if result != NOT_BEGUN:
+                        yield item, result
                 if guard.requested:
                     _send_signal(pids - told, signal.SIGTERM)
                     told |= pids
@@ -93,8 +96,10 @@ def in_processes(
                 "a process that trained was killed from outside, perhaps because memory ran out; "
                 "give fewer workers. What has a folder can be resumed"
             ) from error
-        except BaseException:
-            _send_signal(pids, signal.SIGKILL)
+        except BaseException as error:
+            # The others keep what they have, but for a second Ctrl-C.
+            at_once = not isinstance(error, Exception | GeneratorExit)
+            _send_signal(pids, signal.SIGKILL if at_once else signal.SIGTERM)
             raise
 
 
@@ -106,11 +111,14 @@ def _send_signal(pids: set[int], number: signal.Signals) -> None:
 
 _work: Work
 _messages: Any
+_guard: InterruptGuard
 
 
 def _begin(content: bytes, threads: int, messages: Any) -> None:
-    """Make a new process ready; the two names it sets are its own."""
-    global _work, _messages
+    """Make a new process ready; the names it sets are its own."""
+    global _work, _messages, _guard
+    # For as long as the process lives: a signal between two items must not end it.
+    _guard = InterruptGuard(quiet=True).__enter__()
     # Ctrl-C in a terminal goes to all processes at once; the first one passes it on.
     with contextlib.suppress(AttributeError, OSError):
         os.setpgrp()
@@ -129,4 +137,6 @@ def _follow_parent() -> None:
 
 
 def _do(item: Any) -> Any:
+    if _guard.requested:
+        return NOT_BEGUN
     return _work(item, lambda message: _messages.put((item, message)))

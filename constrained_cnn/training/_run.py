@@ -29,7 +29,13 @@ from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._progress import Progress
-from constrained_cnn.training._saved import random_state, restore, set_random_state, state_of
+from constrained_cnn.training._saved import (
+    made_on,
+    random_state,
+    restore,
+    set_random_state,
+    state_of,
+)
 from constrained_cnn.training._schedule import Rates, rate_table
 from constrained_cnn.training._source import Source, epoch_seed
 from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stopwatch, Timings
@@ -153,6 +159,7 @@ class Run:
             "finished" if finished else "interrupted",
             self.plan.judged_on,
             steps_of_next=self.tally.steps,
+            made_on={**made_on(self), "processes": self.plan.world.size},
             timings=self._timings(),
         )
 

@@ -161,7 +161,7 @@ class Trainer:
         own = None
         if folder is not None:
             own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        with own or nullcontext(), using_threads(self.threads):
+        with own or nullcontext(), using_threads(self.threads), InterruptGuard() as guard:
             if own is not None and not resume:
                 own.check_free()
             source = self._fitting_source(model, train, "train")
@@ -185,7 +185,7 @@ class Trainer:
                 checkpoint_seconds=self.checkpoint_seconds,
                 world=World(),
             )
-            return self._run(plan, watch, resume=resume)
+            return self._run(plan, watch, guard, resume=resume)
 
     def fit_many(
         self,
@@ -265,7 +265,9 @@ class Trainer:
         twin.progress = progress
         return twin
 
-    def _run(self, plan: Plan, watch: Stopwatch, *, resume: bool) -> History:
+    def _run(
+        self, plan: Plan, watch: Stopwatch, guard: InterruptGuard, *, resume: bool
+    ) -> History:
         run = Run(plan, watch)
         if resume:
             run.load()
@@ -273,7 +275,7 @@ class Trainer:
             run.save()  # Shows before the first step that the folder can be written.
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), no_stretching(), InterruptGuard() as guard:
+            with torch.random.fork_rng(devices), no_stretching():
                 return run.go(guard, self._shown(plan))
         except NonFiniteLossError:
             raise  # its last good checkpoint stays, were it that of the start

@@ -1,0 +1,153 @@
+"""A recipe for many seeds: one after another, or several at a time."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from constrained_cnn.errors import OutputError
+from constrained_cnn.recipes._folder import (
+    RECORD,
+    check_resume,
+    is_begun,
+    run_folder,
+    seeds_folder,
+)
+from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
+from constrained_cnn.recipes._run import run
+from constrained_cnn.record import RunRecord
+from constrained_cnn.training import SeedsProgress, Trainer, check_seeds, in_processes, share_cores
+
+
+def run_seeds(
+    recipe: str | Recipe,
+    seeds: Sequence[int],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool | str = False,
+    workers: int | None = 1,
+    **options: Any,
+) -> list[RunRecord]:
+    """Run a recipe once for each seed, each in a folder ``seed-N`` of its own.
+
+    Args:
+        recipe: A recipe or its name.
+        seeds: The seeds, listed in advance.
+        out: Folder of the runs; None takes a new one below ``runs``.
+        resume: Keep the seeds that are finished and go on with the others; ``"if-begun"`` to start
+            them where there are none.
+        workers: Number of processes that share the seeds; None for one for each core, on a GPU for
+            1. A recipe or model of your own must be registered at the top of a module.
+        options: As for :func:`run`.
+
+    Returns:
+        The records in the order of the seeds; seeds that were not begun when the runs were stopped
+        are missing.
+
+    Raises:
+        InvalidInputError: If there are no seeds, or one twice; and as for :func:`run`.
+    """
+    seeds = check_seeds(seeds)
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_resume(resume)
+    name = run_name(recipe, options.get("data_name"), held_out=options.get("held_out", 0))
+    base = seeds_folder(out, name, seeds, resume=resume)
+    records: dict[int, RunRecord] = {}
+    for seed in seeds:  # before the first of them runs
+        folder = base / f"seed-{seed}"
+        if not resume:
+            run_folder(folder, recipe.name, resume=False)
+        elif (folder / RECORD).exists():
+            kept = RunRecord.load(folder)
+            if kept.status == "finished":
+                _check_same_experiment(folder, kept, recipe, seed, options)
+                records[seed] = kept
+    left = [seed for seed in seeds if seed not in records]
+    device = Trainer(recipe.config, device=options.get("device", "auto")).device
+    if workers is None and device.type != "cpu":
+        workers = 1
+    workers, threads = share_cores(max(1, len(left)), workers, options.get("threads"))
+    if workers == 1:
+        for seed in left:
+            if options.get("progress", True):
+                print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}", file=sys.stderr)
+            records[seed] = _run_one(recipe, seed, base, resume, options)
+            if records[seed].status == "interrupted":
+                break
+    elif left:
+        epochs = options.get("epochs") or recipe.config.epochs
+        shown = SeedsProgress(len(left), epochs, enabled=bool(options.get("progress", True)))
+        work = _RunOne(recipe, base, resume, {**options, "threads": threads})
+        for seed, record in in_processes(
+            work, left, workers=workers, threads=threads, on_message=shown.end_epoch
+        ):
+            records[seed] = record
+            shown.end_seed(seed, _say(record))
+    return [records[seed] for seed in seeds if seed in records]
+
+
+@dataclass(frozen=True)
+class _RunOne:
+    """Runs one seed: what is sent to a process."""
+
+    recipe: Recipe
+    base: Path
+    resume: bool | str
+    options: Mapping[str, Any]
+
+    def __call__(self, seed: int, send: Any) -> RunRecord:
+        options = {**self.options, "progress": send}
+        return _run_one(self.recipe, seed, self.base, self.resume, options)
+
+
+def _run_one(
+    recipe: Recipe, seed: int, base: Path, resume: bool | str, options: Mapping[str, Any]
+) -> RunRecord:
+    folder = base / f"seed-{seed}"
+    begun = bool(resume) and is_begun(folder)
+    return run(recipe, seed, out=folder, resume=begun, **options)
+
+
+def _say(record: RunRecord) -> str:
+    if record.status != "finished":
+        return f"stopped after {record.epochs} epochs"
+    kind = "validation" if "validation_accuracy" in record.result else "test"
+    accuracy = record.result[f"{kind}_accuracy"]
+    return f"{kind} accuracy {accuracy:.2f} %, {record.result['seconds']:.1f} s"
+
+
+def _check_same_experiment(
+    folder: Path, kept: RunRecord, recipe: Recipe, seed: int, options: Mapping[str, Any]
+) -> None:
+    """Raise if a finished run to be kept is not a run of this recipe with these options."""
+    epochs = options.get("epochs")
+    held_out = kept.data["held_out"]
+    config = dataclasses.replace(
+        recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
+    )
+    there = {
+        "recipe": kept.recipe,
+        **kept.config,
+        "data": kept.data["asked"],
+        "held_out": 0 if held_out is None else held_out["samples"],
+    }
+    here = {
+        "recipe": recipe.name,
+        **json.loads(config.to_json()),
+        "data": options.get("data_name") or recipe.data,
+        "held_out": options.get("held_out", 0),
+    }
+    differing = [
+        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise OutputError(
+            f"{str(folder)!r} holds a finished run of another kind: {'; '.join(differing)}. "
+            "Give the same options, or another folder"
+        )
