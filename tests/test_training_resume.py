@@ -340,11 +340,12 @@ WELL_FORMED = {
     ),
     "a step that is none": lambda state: state.update(step=-1),
     "more steps than tallied": lambda state: state.update(step=2),
-    "a tally of text": lambda state: state.update(tally={"losses": "low"}),
-    "no random numbers": lambda state: state.update(random=[]),
-    "random numbers of text": lambda state: state.update(random=[{"cpu": "17"}]),
-    "a state of no generator": lambda state: state.update(
-        random=[{"cpu": torch.zeros(5, dtype=torch.uint8)}]
+    "a tally of text": lambda state: state["ranks"][0].update(tally={"losses": "low"}),
+    "no tally": lambda state: state["ranks"][0].pop("tally"),
+    "no random numbers": lambda state: state.update(ranks=[]),
+    "random numbers of text": lambda state: state["ranks"][0].update(random={"cpu": "17"}),
+    "a state of no generator": lambda state: state["ranks"][0].update(
+        random={"cpu": torch.zeros(5, dtype=torch.uint8)}
     ),
     "timings of text": lambda state: state.update(timings={"training": "long"}),
     "averages that are not asked for": lambda state: state.update(average=dict(state["model"])),

@@ -60,6 +60,8 @@ class TrainConfig:
         precise_bn: Number of training batches over which the statistics of batch norms are measured
             anew, without dropout, after the last step; no weight changes. It pays where dropout
             stands before a batch norm. None keeps the running statistics.
+        sync_batch_norm: Whether batch norms take their statistics from a batch as a whole where
+            several processes train together; else each from its own samples.
         channels_last: Whether images are laid out with the channels innermost. Which layout is
             faster depends on device, threads and network. Results differ by rounding (on a CPU more
             than elsewhere, as torch's batch norm sums in plain float32 in this layout), and in
@@ -92,6 +94,7 @@ class TrainConfig:
     weight_averaging: float | None = None
     clip_gradient: float | None = None
     precise_bn: int | None = None
+    sync_batch_norm: bool = False
     channels_last: bool = False
     seed: int = 0
 
@@ -116,6 +119,7 @@ class TrainConfig:
         if self.weight_averaging == 1.0:
             raise InvalidInputError("weight_averaging=1: the average would stay at the start")
         check_flag("channels_last", self.channels_last)
+        check_flag("sync_batch_norm", self.sync_batch_norm)
         self._fill_options()
         # Built once here, so that an option torch refuses is an error before anything starts.
         self.make_loss()

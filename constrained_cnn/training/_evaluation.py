@@ -13,6 +13,7 @@ from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reaso
 from constrained_cnn.training._executor import Loss, count_correct
 from constrained_cnn.training._memory import is_out_of_memory
 from constrained_cnn.training._source import Source
+from constrained_cnn.training._world import World
 
 # What torch, a model or a loss raise for a batch they cannot take.
 EXPLAINED = (
@@ -99,10 +100,6 @@ class Tally:
         counts = [count for count in self._correct if count is not None]
         right = int(torch.stack(counts).sum()) if len(counts) == len(self._correct) else None
         return float((losses * weights).sum()), right, self.samples
-
-    def read(self) -> Evaluation:
-        """Read the totals; see :meth:`sums`."""
-        return evaluation_of(*self.sums())
 
     def state(self) -> dict[str, Tensor | None]:
         """Return what was kept, as tensors on the CPU."""
@@ -202,25 +199,50 @@ class StoppedError(Exception):
 
 
 def evaluate(
-    model: nn.Module, loss: Loss, source: Source, stop: Callable[[], bool] = lambda: False
+    model: nn.Module,
+    loss: Loss,
+    source: Source,
+    *,
+    world: World | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Return how ``model`` does on every batch of ``source``.
 
+    Args:
+        model: The network.
+        loss: Maps (outputs, targets) to a scalar mean.
+        source: The set; of several processes each has its own samples of every batch.
+        world: The processes whose results are added up; None for this one alone.
+        stop: Is asked after every batch whether to stop.
+
     Raises:
-        StoppedError: If ``stop`` says so after a batch.
+        StoppedError: If ``stop`` says so.
     """
     tally = Tally()
+    met = 0
     with evaluating(model), torch.no_grad(), no_stretching():
         for inputs, targets in source.batches():
-            with explained(source.name, tally.steps + 1, inputs, targets):
+            met += 1
+            if not len(inputs):
+                continue
+            with explained(source.name, met, inputs, targets):
                 outputs = model(inputs)
                 found = loss(outputs, targets).reshape(())
                 tally.add(found, count_correct(outputs, targets), len(inputs))
             if stop():
                 raise StoppedError
-    if tally.samples == 0:
+    if not met:
         raise InvalidInputError(f"{source.name}: gave no batches")
-    return tally.read()
+    return evaluation_of(*sums_over(world, tally))
+
+
+def sums_over(world: World | None, tally: Tally) -> tuple[float, int | None, int]:
+    """Return :meth:`Tally.sums`, added up over all processes."""
+    loss, right, samples = tally.sums()
+    if world is None or world.size == 1:
+        return loss, right, samples
+    total, count, missing, number = world.total([loss, right or 0, right is None, samples])
+    return total, None if missing else int(count), int(number)
 
 
 def check_fits(model: nn.Module, source: Source, *, classifier: bool) -> None:

@@ -32,6 +32,8 @@ class Parts:
         clip_gradient: Largest norm of the gradient, or None.
         exchange: Makes the gradients of several processes one, given the number of samples that
             this process met; None in a single process.
+        stand_in: What a process does that got none of a batch's samples, so that the others do not
+            wait for it; None for nothing.
     """
 
     model: nn.Module
@@ -41,12 +43,14 @@ class Parts:
     average: Average | None = None
     clip_gradient: float | None = None
     exchange: Callable[[int], None] | None = None
+    stand_in: Callable[[], None] | None = None
 
 
 class Executor(Protocol):
     """Runs training steps."""
 
     name: str
+    capture_seconds: float
 
     def step(self, inputs: Tensor, targets: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         """Take one step and return its loss and its count of correct answers.
@@ -66,6 +70,7 @@ class EagerExecutor:
     """Runs the step operation by operation, on any device."""
 
     name = "eager"
+    capture_seconds = 0.0
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -84,18 +89,35 @@ class EagerExecutor:
 def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
     """Move the weights once; return the loss and the count of correct answers, on the device."""
     parts.optimizer.zero_grad(set_to_none=True)
+    if parts.exchange is not None and not len(inputs):
+        return _step_without_samples(parts, targets)
     outputs = parts.model(inputs)
     loss = parts.loss(outputs, targets)
     loss.backward()
+    _move(parts, len(inputs))
+    # One number, as a loss of one's own may have the shape (1,).
+    return loss.detach().reshape(()), count_correct(outputs, targets)
+
+
+def _move(parts: Parts, samples: int) -> None:
+    """Move the weights by their gradients."""
     if parts.exchange is not None:
-        parts.exchange(len(inputs))
+        parts.exchange(samples)
     if parts.clip_gradient is not None:
         torch.nn.utils.clip_grad_norm_(parts.model.parameters(), parts.clip_gradient)
     parts.optimizer.step()
     if parts.average is not None:
         parts.average.update(parts.model)
-    # One number, as a loss of one's own may have the shape (1,).
-    return loss.detach().reshape(()), count_correct(outputs, targets)
+
+
+def _step_without_samples(parts: Parts, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Move the weights as the other processes do, of whose batch this one got nothing."""
+    if parts.stand_in is not None:
+        parts.stand_in()
+    _move(parts, 0)
+    counted = targets.ndim == 1 and not targets.is_floating_point()
+    nothing = torch.zeros((), device=targets.device)
+    return nothing, nothing.long() if counted else None
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor | None:

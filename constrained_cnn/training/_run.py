@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +21,33 @@ from constrained_cnn.training._evaluation import (
     StoppedError,
     Tally,
     evaluate,
+    evaluation_of,
     explained,
+    sums_over,
 )
-from constrained_cnn.training._executor import EagerExecutor, Executor, Loss, Parts
+from constrained_cnn.training._executor import Executor, Loss, Parts
 from constrained_cnn.training._folder import HISTORY_FILES, RunFolder
+from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
     made_on,
-    random_state,
     restore,
     set_random_state,
     state_of,
+    state_of_rank,
+    warn_of_changes,
 )
 from constrained_cnn.training._schedule import Rates, rate_table
 from constrained_cnn.training._source import Source, epoch_seed
+from constrained_cnn.training._synchronised_norm import NormExchange
 from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stopwatch, Timings
 from constrained_cnn.training._world import World
+
+# Steps between two moments at which several processes ask one another whether to stop or to save.
+AGREE_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,12 @@ class Plan:
         make_optimizer: The caller's, or None for the configuration's.
         make_scheduler: The caller's, or None for the configuration's.
         callables: Names of the caller's callables, which a file cannot hold.
-        folder: Where checkpoint and history go, or None.
+        folder: Where this process writes checkpoint and history, or None.
+        keeps: Whether any process does.
         executor: What runs the steps: "auto", "eager" or "graph".
         checkpoint_seconds: Longest time between two checkpoints within an epoch.
         world: The processes that train the network together.
+        norms: How batch norms are synchronised among them, or None.
     """
 
     config: TrainConfig
@@ -76,9 +86,11 @@ class Plan:
     make_scheduler: Callable[[Optimizer], LRScheduler] | None
     callables: Sequence[str]
     folder: RunFolder | None
+    keeps: bool
     executor: str
     checkpoint_seconds: float
     world: World
+    norms: NormExchange | None
 
 
 class Run:
@@ -123,15 +135,53 @@ class Run:
         self._rates = Rates(
             [float(group["lr"]) for group in self.optimizer.param_groups], self._rate_table()
         )
+        self.executor: Executor
+
+    def start(self) -> None:
+        """Make ready for the first step of a new run, and show that the folder can be written."""
+        self._make_executor()
+        self.save()
+
+    def load(self) -> None:
+        """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
+        world = self.plan.world
+        found = None
+        if world.is_first:
+            assert self.plan.folder is not None
+            found = [self.plan.folder.load()] * world.size
+        path, state = world.handed(found)
+        restore(self, state, str(path))
+        self._make_executor()
+        if world.is_first:
+            warn_of_changes(state["made_on"], made_on(self))
+
+    def _make_executor(self) -> None:
+        plan = self.plan
+        several = plan.world.size > 1
         parts = Parts(
             plan.model,
             plan.loss,
             self.optimizer,
             self._rates,
             self.average,
-            config.clip_gradient,
+            plan.config.clip_gradient,
+            plan.world.exchanger(plan.model.parameters()) if several else None,
+            self._stand_in if several and plan.norms is not None else None,
         )
-        self.executor: Executor = EagerExecutor(parts)
+        self.executor = make_executor(
+            plan.executor,
+            parts,
+            plan.device,
+            plan.train.steps,
+            agree=(lambda could: not plan.world.any(not could)[0]) if several else None,
+        )
+
+    def _stand_in(self) -> None:
+        """Meet the other processes in every batch norm, with a sample that counts nothing."""
+        assert self.plan.norms is not None
+        inputs, targets = self._one_sample
+        with self.plan.norms.standing_in():
+            self.plan.loss(self.plan.model(inputs), targets).backward()
 
     def go(self, guard: InterruptGuard, shown: Progress) -> History:
         """Run the epochs that are left, until done or asked to stop."""
@@ -139,7 +189,7 @@ class Run:
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         try:
             with shown, _first_outputs_checked(self.plan):
-                while len(self.rows) < epochs and not guard.requested:
+                while len(self.rows) < epochs and not self._agreed(guard.requested)[0]:
                     row = self._epoch(guard, shown)
                     if row is None:
                         break
@@ -165,7 +215,10 @@ class Run:
 
     def _timings(self) -> Timings:
         return self._watch.read(
-            self.plan.device, samples=self._samples, captured=0.0, before=self.timings
+            self.plan.device,
+            samples=self._samples,
+            captured=self.executor.capture_seconds,
+            before=self.timings,
         )
 
     def _begin_epoch(self) -> None:
@@ -181,12 +234,12 @@ class Run:
             self.save(within=True)
             return None
         self._check_finite(epoch)
-        trained = self.tally.read()
+        trained = evaluation_of(*sums_over(self.plan.world, self.tally))
         self._watch.start(EVALUATION)
+        self._unite_buffers()
         if epoch == self.plan.config.epochs:
             # From here on the model is what the run gives, and no longer what could go on.
-            if self.plan.folder is not None:
-                self.save(within=True)
+            self.save(within=True)
             self._finish()
         try:
             judged = self._validate(guard)
@@ -207,11 +260,15 @@ class Run:
     def _train(self, epoch: int, guard: InterruptGuard, shown: Progress) -> bool:
         """Take the steps that are left of an epoch; return whether all of them were taken."""
         config, source, tally = self.plan.config, self.plan.train, self.tally
+        rank = self.plan.world.rank
         torch.manual_seed(epoch_seed(config.seed, epoch))
         self.plan.model.train()
         batches = source.training_batches(seed=config.seed, epoch=epoch, start=tally.steps)
         if self.random is not None:
             set_random_state(self.random, self.plan.device)
+        elif rank:
+            torch.manual_seed(epoch_seed(config.seed, epoch, rank))
+        several = self.plan.world.size > 1
         steps = source.steps
         first = (epoch - 1) * (steps or 0)
         step = tally.steps
@@ -235,13 +292,16 @@ class Run:
             self._samples += len(inputs)
             step += 1
             shown.advance(step)
-            if step == steps:
+            if several and len(inputs):
+                self._one_sample = inputs[:1], targets[:1]
+            if step == steps or (several and step % AGREE_EVERY):
                 continue
-            if guard.requested:
+            stop, save = self._agreed(guard.requested, time.monotonic() >= self._save_at)
+            if stop:
                 return False
-            if time.monotonic() >= self._save_at:
+            if save:
                 self.save(within=True)
-        if tally.samples == 0:
+        if step == 0:
             raise InvalidInputError(
                 f"train: gave no batches in epoch {epoch}; pass something that can be iterated "
                 "anew for every epoch, such as a list or a DataLoader, not a generator"
@@ -257,7 +317,28 @@ class Run:
         if self.plan.validation is None:
             return None
         model = self.plan.model if self.average is None else self.average.module
-        return evaluate(model, self.plan.loss, self.plan.validation, lambda: guard.requested)
+        world = self.plan.world
+        return evaluate(
+            model,
+            self.plan.loss,
+            self.plan.validation,
+            world=world,
+            # Several processes would have to agree on it after every batch.
+            stop=lambda: guard.requested and world.size == 1,
+        )
+
+    def _agreed(self, *flags: bool) -> tuple[bool, ...]:
+        """Return which of the flags are set in any process."""
+        return flags if self.plan.world.size == 1 else self.plan.world.any(*flags)
+
+    def _unite_buffers(self) -> None:
+        """Make one of the running statistics that each process has from its own samples."""
+        world = self.plan.world
+        if world.size > 1 and self.plan.norms is None:
+            samples = self.tally.samples
+            world.mean_buffers(self.plan.model, samples)
+            if self.average is not None:
+                world.mean_buffers(self.average.module, samples)
 
     def _finish(self) -> None:
         """Make the model what the run gives: averaged weights, fresh batch-norm statistics."""
@@ -266,18 +347,23 @@ class Run:
             model.load_state_dict(self.average.module.state_dict())
             self.average = None
         if config.precise_bn is not None:
-            batches = self.plan.train.training_batches(seed=config.seed, epoch=config.epochs)
-            measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
+            # Whole batches in every process, so that all come to the same statistics.
+            whole = self.plan.train.whole()
+            batches = whole.training_batches(seed=config.seed, epoch=config.epochs)
+            with self.plan.norms.paused() if self.plan.norms else nullcontext():
+                measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
 
     def _check_finite(self, epoch: int) -> None:
         step = self.tally.first_bad_step()
         if step is None:
             # The loss of a step is that of the weights before it, so the last step shows here.
             weights = [part for part in self.plan.model.parameters() if part.is_floating_point()]
-            if all(bool(torch.isfinite(part).all()) for part in weights):
-                return
-            step = self.tally.steps
-        kept = "" if self.plan.folder is None else "; the checkpoint before it is kept"
+            if not all(bool(torch.isfinite(part).all()) for part in weights):
+                step = self.tally.steps
+        step = self.plan.world.lowest(step)
+        if step is None:
+            return
+        kept = "" if not self.plan.keeps else "; the checkpoint before it is kept"
         raise NonFiniteLossError(
             f"the loss is not finite at step {step} of epoch {epoch}{kept}; "
             "lower the learning rate, set clip_gradient, or look for NaN in the data",
@@ -311,16 +397,20 @@ class Run:
         Args:
             within: Whether an epoch is under way, whose steps so far are kept as well.
         """
-        folder = self.plan.folder
-        if folder is None:
+        if not self.plan.keeps:
             return
         if within:
             self._check_finite(len(self.rows) + 1)
+        ranks = self.plan.world.gathered(state_of_rank(self))
+        folder = self.plan.folder
+        if folder is None or ranks is None:  # another process writes
+            self._save_at = time.monotonic() + self.plan.checkpoint_seconds
+            return
         before = self._watch.start(SAVING)
         started, spent = time.perf_counter(), self.spent
         if within:
             self.spent = started - self._started
-        folder.save(state_of(self, [random_state(self.plan.device)], self._timings()))
+        folder.save(state_of(self, ranks, self._timings()))
         if not within:
             history = self.history()
             for name in HISTORY_FILES:
@@ -334,12 +424,6 @@ class Run:
         """Remove what a run wrote that was refused before its first checkpoint."""
         if self.plan.folder is not None and not self.rows and not self._saved_within:
             self.plan.folder.forget()
-
-    def load(self) -> None:
-        """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
-        assert self.plan.folder is not None
-        path, state = self.plan.folder.load()
-        restore(self, state, str(path))
 
 
 def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:

@@ -59,8 +59,27 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def state_of(run: "Run", random: list[dict[str, Tensor]], timings: Timings) -> dict[str, Any]:
-    """Return everything that a run needs to go on."""
+def state_of_rank(run: "Run") -> dict[str, Any]:
+    """Return what each of several processes has of its own: random numbers, tally, buffers."""
+    state = {"random": random_state(run.plan.device), "tally": run.tally.state()}
+    if run.plan.world.size > 1:
+        state["buffers"] = [buffer.cpu() for buffer in _buffers_of(run)]
+    return state
+
+
+def _buffers_of(run: "Run") -> list[Tensor]:
+    average = [] if run.average is None else run.average.module.buffers()
+    return [*run.plan.model.buffers(), *average]
+
+
+def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[str, Any]:
+    """Return everything that a run needs to go on.
+
+    Args:
+        run: The run.
+        ranks: What each process has of its own, as :func:`state_of_rank` says.
+        timings: Those up to now.
+    """
     optimizer = run.optimizer.state_dict()
     # A rate may be a tensor here and a number there: the file does not depend on the executor.
     groups = [{**group, "lr": float(group["lr"])} for group in optimizer["param_groups"]]
@@ -69,8 +88,7 @@ def state_of(run: "Run", random: list[dict[str, Tensor]], timings: Timings) -> d
         "made_on": made_on(run),
         "epoch": len(run.rows),
         "step": run.tally.steps,
-        "tally": run.tally.state(),
-        "random": random,
+        "ranks": ranks,
         "seconds": run.spent,
         "timings": timings.to_dict(),
         "model": run.plan.model.state_dict(),
@@ -105,53 +123,65 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
         raise CheckpointError(f"{path!r} is damaged: it holds no averaged weights")
     if averaged and run.average is not None:
         check_same_model(path, state["average"], run.average.state_dict())
-    _check_position(path, state, plan.train.steps, finished=finished)
-    random = _random_of(path, state, plan.world.rank)
+    own = _rank_of(path, state, plan.world.rank)
+    _check_position(path, state, own["tally"], plan.train.steps, finished=finished)
 
     if averaged and run.average is not None:
         run.average.load_state_dict(state["average"])
+    kernels = [_kernels_of(group) for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(state["optimizer"])
+    for group, own_kernels in zip(run.optimizer.param_groups, kernels, strict=True):
+        group.update(own_kernels)
     plan.model.load_state_dict(state["model"])
+    for buffer, value in zip(_buffers_of(run), own.get("buffers", ()), strict=False):
+        buffer.copy_(value)
     run.rows = rows
     run.timings = timings
-    run.tally = Tally.from_state(state["tally"], plan.device)
+    run.tally = Tally.from_state(own["tally"], plan.device)
     run.spent = state["seconds"]
-    run.random = random if state["step"] else None
-    _warn_of_changes(state["made_on"], made_on(run))
+    run.random = own["random"] if state["step"] else None
+
+
+def _kernels_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which kernels an optimizer uses: a matter of the device, not of the run."""
+    return {key: group[key] for key in ("foreach", "fused", "capturable") if key in group}
 
 
 def _check_position(
-    path: str, state: Mapping[str, Any], steps: int | None, *, finished: bool
+    path: str, state: Mapping[str, Any], tally: Any, steps: int | None, *, finished: bool
 ) -> None:
     """Raise unless the step and what was tallied up to it fit each other."""
-    tally, step = state["tally"], state["step"]
+    step = state["step"]
     shapes = {"losses": (step,), "sizes": (step,), "correct": (step,)}
-    fits = set(tally) == set(shapes) and step >= 0 and state["seconds"] >= 0
+    fits = isinstance(tally, dict) and set(tally) == set(shapes)
+    fits = fits and step >= 0 and state["seconds"] >= 0
     for name, shape in shapes.items() if fits else ():
         part = tally[name]
-        whole = part is None if name == "correct" else False
+        whole = part is None and name == "correct"
         fits = fits and (whole or (isinstance(part, Tensor) and tuple(part.shape) == shape))
     fits = fits and (steps is None or step <= steps) and not (finished and step)
     if not fits:
         raise CheckpointError(f"{path!r} is damaged: it is at no step that such a run can be at")
 
 
-def _random_of(path: str, state: Mapping[str, Any], rank: int) -> dict[str, Tensor]:
-    states = state["random"]
-    whole = len(states) == state["processes"]["number"] and all(
-        isinstance(one, dict) and isinstance(one.get("cpu"), Tensor) for one in states
-    )
-    if whole:
-        try:
-            torch.Generator().set_state(states[rank]["cpu"])
-        except (RuntimeError, TypeError):
-            whole = False
-    if not whole:
-        raise CheckpointError(f"{path!r} is damaged: it holds no state of the random numbers")
-    return states[rank]
+def _rank_of(path: str, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """Return what this process has of its own in a checkpoint."""
+    ranks = state["ranks"]
+    try:
+        if len(ranks) != state["processes"]["number"]:
+            raise ValueError
+        own: dict[str, Any] = ranks[rank]
+        torch.Generator().set_state(own["random"]["cpu"])
+        own["tally"]
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(
+            f"{path!r} is damaged: it holds no state of the random numbers of process {rank}"
+        ) from error
+    return own
 
 
-def _warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn if a run goes on with something else than it was made with."""
     changed = [
         f"{name} was {before.get(name)} and is {now[name]}"
         for name in now

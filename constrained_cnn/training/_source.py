@@ -1,5 +1,6 @@
 """Where batches come from: a set that lives on the device, or any iterable of batches."""
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
@@ -169,7 +170,16 @@ class Source:
         batches = iter(self.iterable)
         for _ in itertools.islice(batches, start):
             pass
+        if self.part[1] > 1:
+            # A loader draws its order with its first batch, and all processes need the same.
+            batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
         return self._checked(batches)
+
+    def whole(self) -> "Source":
+        """Return the same data, of which this process takes all."""
+        twin = copy.copy(self)
+        twin.part = (0, 1)
+        return twin
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -202,6 +212,10 @@ class Source:
             yield inputs, targets.to(self.device, non_blocking=True)
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of torch's global generator for one epoch (dropout, a loader's order)."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """Return the seed of torch's global generator for one epoch (dropout, a loader's order).
+
+    Each of several processes has its own, as each drops elements of other samples.
+    """
+    words = [seed, epoch, rank] if rank else [seed, epoch]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)

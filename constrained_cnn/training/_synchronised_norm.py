@@ -35,6 +35,15 @@ class NormExchange:
         self.counted = True
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let every norm look at its own rows alone meanwhile."""
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
+
+    @contextmanager
     def standing_in(self) -> Iterator[None]:
         """Let nothing count that goes through the network meanwhile.
 
@@ -199,8 +208,8 @@ class _Normalise(torch.autograd.Function):
                 factor = scale if weight is None else scale * weight
                 of_inputs = gradient - _column(along_ones, inputs)
                 of_inputs -= normal * _column(along_normal, inputs)
-                of_inputs = (of_inputs * _column(factor, inputs)).to(inputs.dtype)
-        of_weight = sums[1].to(weight.dtype) if needs_weight else None
+                of_inputs *= _column(factor, inputs)
+        of_weight = sums[1] if needs_weight else None
         of_bias = sums[0] if needs_bias else None
         return of_inputs, of_weight, of_bias, None, None, None, None, None
 

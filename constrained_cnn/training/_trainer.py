@@ -18,6 +18,7 @@ from constrained_cnn.errors import (
     InvalidInputError,
     NonFiniteLossError,
     check_choice,
+    check_flag,
     check_integer,
     check_number,
 )
@@ -32,17 +33,18 @@ from constrained_cnn.training._evaluation import (
 )
 from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._folder import RunFolder
+from constrained_cnn.training._graph import EXECUTORS
 from constrained_cnn.training._history import TEST, VALIDATION, EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._many import FitOne, Fitted, check_seeds, fit_many, share_cores
 from constrained_cnn.training._progress import EpochProgress, Progress, Told
 from constrained_cnn.training._run import Plan, Run
 from constrained_cnn.training._source import Data, Source
+from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._threads import using_threads
 from constrained_cnn.training._timings import Stopwatch
-from constrained_cnn.training._world import World
+from constrained_cnn.training._world import World, local_rank
 
-EXECUTORS = ("auto", "eager", "graph")
 CLASSIFIER_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 
 
@@ -64,6 +66,8 @@ class Trainer:
         executor: What runs the training steps: ``"eager"``, operation by operation; ``"graph"``,
             captured once as a CUDA graph and replayed; ``"auto"`` for the graph where there can be
             one.
+        together: Whether processes that ``torchrun`` started train one network together; False for
+            each on its own.
         threads: Threads of torch on a CPU while this trainer works; None for torch's own number,
             and no more than there are cores for the process.
         checkpoint_seconds: Longest time between two checkpoints within an epoch, of a run with a
@@ -94,6 +98,7 @@ class Trainer:
         loss: Loss | None = None,
         progress: bool | Callable[[EpochRow], None] = True,
         executor: str = "auto",
+        together: bool = True,
         threads: int | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
@@ -109,6 +114,7 @@ class Trainer:
         self.device = find_device(device)
         self.progress = progress
         self.executor = check_choice("executor", executor, EXECUTORS)
+        self.together = check_flag("together", together)
         if threads is not None:
             threads = check_integer("threads", threads, minimum=1, maximum=4096)
         self.threads = threads
@@ -158,34 +164,44 @@ class Trainer:
         if resume and folder is None:
             raise InvalidInputError("resume=True: needs the folder that holds the checkpoint")
         check_choice("judged_on", judged_on, (VALIDATION, TEST))
-        own = None
-        if folder is not None:
-            own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        with own or nullcontext(), using_threads(self.threads), InterruptGuard() as guard:
-            if own is not None and not resume:
-                own.check_free()
-            source = self._fitting_source(model, train, "train")
-            held_out = None
-            if validation is not None:
-                held_out = self._fitting_source(model, validation, "validation")
-            plan = Plan(
-                config=self.config,
-                model=model,
-                device=self.device,
-                train=source,
-                validation=held_out,
-                judged_on=judged_on,
-                classifier=self._is_classifier,
-                loss=self._loss,
-                make_optimizer=self._make_optimizer,
-                make_scheduler=self._make_scheduler,
-                callables=self.callables,
-                folder=own,
-                executor=self.executor,
-                checkpoint_seconds=self.checkpoint_seconds,
-                world=World(),
-            )
-            return self._run(plan, watch, guard, resume=resume)
+        with (
+            World.joined(self.device) if self.together else nullcontext(World()) as world,
+            using_threads(self.threads),
+            InterruptGuard() as guard,
+        ):
+            own = None
+            if folder is not None and world.is_first:
+                own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+            with own or nullcontext():
+                if own is not None and not resume:
+                    own.check_free()
+                source = self._fitting_source(model, train, "train", world)
+                held_out = None
+                if validation is not None:
+                    held_out = self._fitting_source(model, validation, "validation", world)
+                world.copy_from_first([*model.parameters(), *model.buffers()])
+                synchronised = self.config.sync_batch_norm and world.size > 1
+                with synchronised_norms(model, world) if synchronised else nullcontext() as norms:
+                    plan = Plan(
+                        config=self.config,
+                        model=model,
+                        device=self.device,
+                        train=source,
+                        validation=held_out,
+                        judged_on=judged_on,
+                        classifier=self._is_classifier,
+                        loss=self._loss,
+                        make_optimizer=self._make_optimizer,
+                        make_scheduler=self._make_scheduler,
+                        callables=self.callables,
+                        folder=own,
+                        keeps=folder is not None,
+                        executor=self.executor,
+                        checkpoint_seconds=self.checkpoint_seconds,
+                        world=world,
+                        norms=norms,
+                    )
+                    return self._run(plan, watch, guard, resume=resume)
 
     def fit_many(
         self,
@@ -265,14 +281,12 @@ class Trainer:
         twin.progress = progress
         return twin
 
-    def _run(
-        self, plan: Plan, watch: Stopwatch, guard: InterruptGuard, *, resume: bool
-    ) -> History:
+    def _run(self, plan: Plan, watch: Stopwatch, guard: InterruptGuard, *, resume: bool) -> History:
         run = Run(plan, watch)
         if resume:
             run.load()
         else:
-            run.save()  # Shows before the first step that the folder can be written.
+            run.start()
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), no_stretching():
@@ -292,7 +306,7 @@ class Trainer:
             epochs=self.config.epochs,
             steps=plan.train.steps,
             judged_on=None if plan.validation is None else plan.judged_on,
-            enabled=self.progress,
+            enabled=self.progress and plan.world.is_first,
         )
 
     def evaluate(self, model: nn.Module, data: Data) -> Evaluation:
@@ -337,7 +351,9 @@ class Trainer:
             raise InvalidInputError("data: gave no batches")
         return torch.cat(outputs)
 
-    def _source(self, model: nn.Module, data: Data, name: str) -> Source:
+    def _source(
+        self, model: nn.Module, data: Data, name: str, world: World | None = None
+    ) -> Source:
         """Return ``data`` as batches on the device, where the model is put as well."""
         if not isinstance(model, nn.Module):
             raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module")
@@ -347,6 +363,7 @@ class Trainer:
             device=self.device,
             channels_last=self.config.channels_last,
             name=name,
+            part=(0, 1) if world is None else (world.rank, world.size),
         )
         model.to(self.device)
         if self.config.channels_last:
@@ -356,8 +373,10 @@ class Trainer:
                     tensor.data = tensor.data.to(memory_format=torch.channels_last)
         return source
 
-    def _fitting_source(self, model: nn.Module, data: Data, name: str) -> Source:
-        source = self._source(model, data, name)
+    def _fitting_source(
+        self, model: nn.Module, data: Data, name: str, world: World | None = None
+    ) -> Source:
+        source = self._source(model, data, name, world)
         check_fits(model, source, classifier=self._is_classifier)
         return source
 
@@ -373,7 +392,7 @@ def find_device(device: str | torch.device) -> torch.device:
         InvalidInputError: If there is no such device here.
     """
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -383,7 +402,10 @@ def find_device(device: str | torch.device) -> torch.device:
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise InvalidInputError(f"device={str(device)!r}: this machine has no CUDA device")
-        index = torch.cuda.current_device() if found.index is None else found.index
+        index = found.index
+        if index is None:  # of several processes each has the GPU of its number
+            place = local_rank()
+            index = torch.cuda.current_device() if place is None else place
         if index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise InvalidInputError(f"device={str(device)!r}: there are {count} CUDA devices here")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     @contextmanager
@@ -142,8 +142,9 @@ class World:
         """Make the buffers of a network the same in every process.
 
         Batch norms that look at the rows of their own process alone have other running statistics
-        in each. These become the mean over the processes, weighed by samples, which is to a
-        statistic of batches what a longer memory is. Any other buffer becomes that of rank 0.
+        in each. These become the mean over the processes, weighed by samples: a running variance
+        is a mean of the variances of batches, and stays one. Any other buffer becomes that of
+        rank 0.
 
         Args:
             model: The network.
@@ -297,15 +298,17 @@ class World:
         """
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            meeting = dist.rendezvous("env://", self.rank, self.size, timeout=timeout)
-            store = next(meeting)[0]
+            meet: Any = dist.rendezvous  # type: ignore[attr-defined]
+            store = next(meet("env://", self.rank, self.size, timeout=timeout))[0]
             store.set_timeout(timeout)
             # The store of torchrun outlives a group, and the addresses of an earlier one are still
             # in it. Every process counts its groups there, so all of them come to the same number.
             number = store.add(f"constrained_cnn/groups_of_{self.rank}", 1)
             dist.init_process_group(
                 BACKENDS[self.device.type],
-                store=dist.PrefixStore(f"constrained_cnn/{number}", store),
+                store=dist.PrefixStore(  # type: ignore[attr-defined]
+                    f"constrained_cnn/{number}", store
+                ),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timeout,
@@ -398,7 +401,9 @@ def _own(device: torch.device) -> torch.device:
     if device.type != "cuda" or device.index is not None:
         return device
     place = local_rank()
-    return torch.device("cuda", torch.cuda.current_device() if place is None else place)
+    if place is None:
+        place = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return torch.device("cuda", place)
 
 
 def _has_group() -> bool:
