@@ -123,6 +123,7 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from constrained_cnn import recipes
+    from constrained_cnn.training import Trainer, World
 
     console = Console(stderr=options.json, highlight=False)
     recipe = recipes.get_recipe(options.recipe)
@@ -140,21 +141,39 @@ def _train(options: argparse.Namespace) -> int:
         "threads": options.threads,
         "checkpoint_seconds": options.checkpoint_seconds,
     }
-    with warnings.catch_warnings():
+    device = Trainer(recipe.config, device=options.device).device
+    with World.joined(device) as world, warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        options.quiet = options.quiet or not world.is_first
         if options.seeds is None:
-            folder = recipes.run_folder(
-                options.out, f"{name}-seed-{options.seed}", resume=options.resume
+            folder = world.from_first(
+                lambda: recipes.run_folder(
+                    options.out, f"{name}-seed-{options.seed}", resume=options.resume
+                )
             )
             _announce(console, options, recipe, folder)
             records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
         else:
-            folder = recipes.seeds_folder(options.out, name, options.seeds, resume=options.resume)
+            folder = world.from_first(
+                lambda: recipes.seeds_folder(
+                    options.out, name, options.seeds, resume=options.resume
+                )
+            )
             _announce(console, options, recipe, folder)
             records = recipes.run_seeds(
                 recipe, options.seeds, out=folder, workers=options.workers, **keywords
             )
-            _keep_statistics(records, folder)
+        if world.is_first:
+            _report(console, options, records, folder)
+    return EXIT_INTERRUPTED if records[-1].status == "interrupted" else EXIT_DONE
+
+
+def _report(
+    console: "Console", options: argparse.Namespace, records: "Sequence[RunRecord]", folder: "Path"
+) -> None:
+    """Say what came of the runs."""
+    if options.seeds is not None:
+        _keep_statistics(records, folder)
     if options.json:
         content = [record.to_dict() for record in records]
         print(json.dumps(content[0] if options.seeds is None else content))
@@ -171,8 +190,6 @@ def _train(options: argparse.Namespace) -> int:
             f"To go on, give the same command with --resume --out {folder}",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED
-    return EXIT_DONE
 
 
 def _announce(

@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from constrained_cnn import data, models, plots
@@ -24,7 +24,7 @@ from constrained_cnn.recipes._folder import (
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._rules import RulesOfARecipe
 from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
-from constrained_cnn.training import EpochRow, History, RunFolder, Trainer
+from constrained_cnn.training import EpochRow, History, RunFolder, Trainer, World, seeded_model
 
 EVERY_EPOCH = "every epoch, for a curve: a best epoch chosen from it is optimistic"
 SPLIT_SEED = 0
@@ -44,6 +44,7 @@ def run(
     test_curve: bool = False,
     progress: bool | Callable[[EpochRow], None] = True,
     executor: str = "auto",
+    together: bool = True,
     threads: int | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> RunRecord:
@@ -67,6 +68,7 @@ def run(
         test_curve: Read the test set after every epoch too; the record says so.
         progress: As for :class:`constrained_cnn.Trainer`.
         executor: As for :class:`constrained_cnn.Trainer`.
+        together: Likewise.
         threads: Likewise.
         checkpoint_seconds: Likewise.
 
@@ -96,34 +98,50 @@ def run(
         device=device,
         progress=progress,
         executor=executor,
+        together=together,
         threads=threads,
         checkpoint_seconds=checkpoint_seconds,
     )
     sets = _load(recipe, data_name, data_dir, held_out=held_out)
     name = run_name(recipe, data_name, held_out=held_out)
-    folder = run_folder(out, f"{name}-seed-{seed}", resume=resume)
-    with torch.random.fork_rng([]):
-        # Not torch.manual_seed, which would set the caller's generators on every GPU too.
-        torch.default_generator.manual_seed(seed)
-        model = models.create_model(recipe.model)
+    model = seeded_model(lambda: models.create_model(recipe.model), seed)
     rules = RulesOfARecipe.of(recipe, model)
     rules.check_before()
     watched = sets.test if test_curve else sets.held_out
     judged_on = "validation" if held_out else "test"
-    # One lock from the first step to the record, so that no other run gets in between.
-    with RunFolder(folder) as own:
-        goes_on = own.holds_checkpoint if resume == IF_BEGUN else bool(resume)
-        history = trainer.fit(
-            model, sets.train, watched, judged_on=judged_on, folder=own, resume=goes_on
-        )
-        record = rules.judged(_record(recipe, trainer, model, sets, history))
-        if history.status == "finished":
-            weights = models.save_weights(model, folder / "weights.safetensors")
-            checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-            record = dataclasses.replace(record, weights_sha256=checksum)
-            _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
-        # Last, so that a folder with a finished record has everything the record speaks of.
-        record.save(folder / RECORD)
+    with World.joined(trainer.device) if together else nullcontext(World()) as world:
+        folder = world.from_first(lambda: run_folder(out, f"{name}-seed-{seed}", resume=resume))
+        # One lock from the first step to the record, so that no other run gets in between.
+        with RunFolder(folder) if world.is_first else nullcontext() as own:
+            goes_on = bool(resume)
+            if resume == IF_BEGUN:
+                begun = own is not None and own.holds_checkpoint
+                goes_on = world.any(begun)[0]
+            history = trainer.fit(
+                model,
+                sets.train,
+                watched,
+                judged_on=judged_on,
+                folder=folder if own is None else own,
+                resume=goes_on,
+            )
+            record = rules.judged(_record(recipe, trainer, model, sets, history))
+            if own is not None:
+                record = _keep(own.path, record, trainer, model, sets)
+        return world.from_first(lambda: record)
+
+
+def _keep(
+    folder: Path, record: RunRecord, trainer: Trainer, model: nn.Module, sets: "_Sets"
+) -> RunRecord:
+    """Write what a run leaves, and return its record."""
+    if record.status == "finished":
+        weights = models.save_weights(model, folder / "weights.safetensors")
+        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+        record = dataclasses.replace(record, weights_sha256=checksum)
+        _draw(folder / "pictures", record, sets, trainer.predict(model, sets.judged))
+    # Last, so that a folder with a finished record has everything the record speaks of.
+    record.save(folder / RECORD)
     return record
 
 

@@ -20,7 +20,14 @@ from constrained_cnn.recipes._folder import (
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._run import run
 from constrained_cnn.record import RunRecord
-from constrained_cnn.training import SeedsProgress, Trainer, check_seeds, in_processes, share_cores
+from constrained_cnn.training import (
+    SeedsProgress,
+    Trainer,
+    World,
+    check_seeds,
+    in_processes,
+    share_cores,
+)
 
 
 def run_seeds(
@@ -44,6 +51,8 @@ def run_seeds(
             1. A recipe or model of your own must be registered at the top of a module.
         options: As for :func:`run`.
 
+    Processes that ``torchrun`` started share the seeds as well, each training its own.
+
     Returns:
         The records in the order of the seeds; seeds that were not begun when the runs were stopped
         are missing.
@@ -55,7 +64,33 @@ def run_seeds(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     check_resume(resume)
     name = run_name(recipe, options.get("data_name"), held_out=options.get("held_out", 0))
-    base = seeds_folder(out, name, seeds, resume=resume)
+    device = Trainer(recipe.config, device=options.get("device", "auto")).device
+    if workers is None and device.type != "cpu":
+        workers = 1
+    with World.joined(device) as world:
+        base = world.from_first(lambda: seeds_folder(out, name, seeds, resume=resume))
+        if world.size == 1:
+            found = _run_all(recipe, seeds, base, resume, workers, options)
+            return [found[seed] for seed in seeds if seed in found]
+        # Each process has its own seeds, and trains them alone.
+        own = seeds[world.rank :: world.size]
+        alone = {**options, "together": False, "progress": False}
+        gathered = world.gathered(_run_all(recipe, own, base, resume, 1, alone))
+        found = world.from_first(
+            lambda: {seed: one for part in gathered or [] for seed, one in part.items()}
+        )
+        return [found[seed] for seed in seeds if seed in found]
+
+
+def _run_all(
+    recipe: Recipe,
+    seeds: Sequence[int],
+    base: Path,
+    resume: bool | str,
+    workers: int | None,
+    options: Mapping[str, Any],
+) -> dict[int, RunRecord]:
+    """Run the seeds in this process or in several of its own; return the record of each."""
     records: dict[int, RunRecord] = {}
     for seed in seeds:  # before the first of them runs
         folder = base / f"seed-{seed}"
@@ -67,9 +102,6 @@ def run_seeds(
                 _check_same_experiment(folder, kept, recipe, seed, options)
                 records[seed] = kept
     left = [seed for seed in seeds if seed not in records]
-    device = Trainer(recipe.config, device=options.get("device", "auto")).device
-    if workers is None and device.type != "cpu":
-        workers = 1
     workers, threads = share_cores(max(1, len(left)), workers, options.get("threads"))
     if workers == 1:
         for seed in left:
@@ -87,7 +119,7 @@ def run_seeds(
         ):
             records[seed] = record
             shown.end_seed(seed, _say(record))
-    return [records[seed] for seed in seeds if seed in records]
+    return records
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,18 @@ from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
-from constrained_cnn.training._many import Fitted, SeedsProgress, check_seeds, share_cores
+from constrained_cnn.training._many import (
+    Fitted,
+    SeedsProgress,
+    check_seeds,
+    seeded_model,
+    share_cores,
+)
 from constrained_cnn.training._processes import in_processes
 from constrained_cnn.training._source import ResidentSet
 from constrained_cnn.training._timings import Timings
 from constrained_cnn.training._trainer import Trainer
+from constrained_cnn.training._world import World
 
 __all__ = [
     "EpochRow",
@@ -25,7 +32,9 @@ __all__ = [
     "Timings",
     "TrainConfig",
     "Trainer",
+    "World",
     "check_seeds",
     "in_processes",
+    "seeded_model",
     "share_cores",
 ]

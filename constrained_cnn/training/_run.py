@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,12 +145,13 @@ class Run:
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
-        world = self.plan.world
-        found = None
-        if world.is_first:
-            assert self.plan.folder is not None
-            found = [self.plan.folder.load()] * world.size
-        path, state = world.handed(found)
+        world, folder = self.plan.world, self.plan.folder
+
+        def read() -> tuple[Path, dict[str, Any]]:
+            assert folder is not None
+            return folder.load()
+
+        path, state = world.from_first(read)
         restore(self, state, str(path))
         self._make_executor()
         if world.is_first:

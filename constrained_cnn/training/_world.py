@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reaso
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 TIMEOUT = timedelta(minutes=10)
+Item = TypeVar("Item")
 NONE = 2**63 - 1  # stands for None in an exchange of integers
 
 
@@ -231,6 +232,17 @@ class World:
                 "for each"
             )
         return held[self.rank]
+
+    def from_first(self, make: Callable[[], Item]) -> Item:
+        """Return to every process what rank 0 makes; the others make nothing.
+
+        Args:
+            make: Makes plain data, small, as it is pickled.
+        """
+        if self.size == 1:
+            return make()
+        item: Item = self.handed([make()] * self.size if self.is_first else None)
+        return item
 
     def barrier(self) -> None:
         """Wait until every process is here."""
