@@ -169,6 +169,11 @@ class Trainer:
             using_threads(self.threads),
             InterruptGuard() as guard,
         ):
+            if self.config.batch_size < world.size:
+                raise InvalidInputError(
+                    f"batch_size={self.config.batch_size}: {world.size} processes share a batch, "
+                    "so it must be at least that; start fewer processes"
+                )
             own = None
             if folder is not None and world.is_first:
                 own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
