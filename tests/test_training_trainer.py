@@ -121,16 +121,18 @@ CONFIG = TrainConfig(
 )
 
 
-def raw_image_run(train: ImageSet, **options: Any) -> tuple[nn.Module, Any, State]:
+def raw_image_run(train: ImageSet, **extra: Any) -> tuple[nn.Module, Any, State]:
     model = make_net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    # The fused kernel of torch, as the Trainer takes it where there is one.
+    options: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "fused": True}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **options)
 
     def batches_of(epoch: int) -> Batches:
         return train.training_batches(16, seed=5, epoch=epoch)
 
     scheduler = one_cycle(optimizer, 0.1, 3 * train.steps(16))
     loss = nn.CrossEntropyLoss()
-    found = raw_loop(model, batches_of, optimizer, scheduler, loss, epochs=3, seed=5, **options)
+    found = raw_loop(model, batches_of, optimizer, scheduler, loss, epochs=3, seed=5, **extra)
     return model, *found
 
 
@@ -270,7 +272,7 @@ def test_a_shuffling_data_loader_and_a_network_of_ones_own() -> None:
         return TwoConvolutions(), DataLoader(Squares(), 8, shuffle=True, num_workers=0)
 
     expected, loader = pieces()
-    optimizer = torch.optim.AdamW(expected.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=0.01, fused=True)
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
 
     def batches_of(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

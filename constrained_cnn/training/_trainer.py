@@ -22,6 +22,7 @@ from constrained_cnn.errors import (
     check_integer,
     check_number,
 )
+from constrained_cnn.training._allocator import keep_freed_memory
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import (
     Evaluation,
@@ -167,6 +168,7 @@ class Trainer:
         with (
             World.joined(self.device) if self.together else nullcontext(World()) as world,
             using_threads(self.threads),
+            keep_freed_memory() if self.device.type == "cpu" else nullcontext(),
             InterruptGuard() as guard,
         ):
             if self.config.batch_size < world.size:
