@@ -39,11 +39,11 @@ lint: $(DEV) ## Check style, types and import contracts.
 	$(BIN)/lint-imports
 
 bench: $(DEV) ## Time a training step beside its rivals.
-	$(BIN)/python -m benchmarks.step_time $(ARGS)
+	$(BIN)/python -m benchmarks.trainers $(ARGS)
 
 gpu: $(DEV) ## On a machine with a GPU: its tests, the timings, and 16 seeds of each network.
 	$(BIN)/python -m pytest -q -m gpu --timeout 3600
-	$(BIN)/python -m benchmarks.step_time --device cuda
+	$(BIN)/python -m benchmarks.trainers --device cuda
 	$(BIN)/constrained-cnn train mnist-12k --data mnist --seeds 0-15 --device cuda
 	$(BIN)/constrained-cnn train mnist-12k-source --data mnist --seeds 0-15 --device cuda
 

@@ -4,7 +4,7 @@ Each image is a PIL picture that torchvision rotates, converts and normalises al
 puts batches together; and after every step loss and accuracy are read back and shown by tqdm.
 """
 
-import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +66,12 @@ def make_loader(images: ImageSet, batch_size: int) -> "DataLoader[tuple[Tensor, 
 
 
 def train(
-    model: nn.Module, images: ImageSet, config: TrainConfig, device: torch.device
-) -> list[float]:
+    model: nn.Module,
+    images: ImageSet,
+    config: TrainConfig,
+    device: torch.device,
+    at_epoch_end: Callable[[], None],
+) -> int:
     """Train ``model`` in place.
 
     Args:
@@ -76,21 +80,21 @@ def train(
         images: The training images.
         config: Epochs, batch size, optimizer and schedule; the loss is cross-entropy.
         device: Where to train.
+        at_epoch_end: Called when an epoch has ended.
 
     Returns:
-        Seconds of each epoch.
+        The number of steps taken.
     """
     loader = make_loader(images, config.batch_size)
     _use_torch_parts(model)
     model.to(device)
     optimizer = config.make_optimizer(model.parameters())
     scheduler = config.make_scheduler(optimizer, config.epochs * len(loader), config.epochs)
-    seconds = []
+    steps = 0
     for _ in range(config.epochs):
-        started = time.perf_counter()
-        _train_epoch(model, loader, optimizer, scheduler, device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
+        steps += _train_epoch(model, loader, optimizer, scheduler, device)
+        at_epoch_end()
+    return steps
 
 
 def _use_torch_parts(model: nn.Module) -> None:
@@ -108,7 +112,7 @@ def _train_epoch(
     optimizer: Optimizer,
     scheduler: LRScheduler | None,
     device: torch.device,
-) -> None:
+) -> int:
     model.train()
     correct, seen = 0.0, 0
     bar = tqdm(loader)
@@ -126,3 +130,4 @@ def _train_epoch(
         seen += len(targets)
         accuracy = 100 * correct / seen
         bar.set_description(f"loss={loss.item():.4f} batch={step} accuracy={accuracy:.2f}")
+    return step + 1

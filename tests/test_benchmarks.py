@@ -1,18 +1,30 @@
+import importlib.util
 import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import benchmarks
 from benchmarks import (
     accuracy_table,
     cost_and_field,
     layout_error,
     rules_and_widths,
     source_way,
-    step_time,
 )
+from benchmarks.trainers import __main__ as command
+from benchmarks.trainers import _plain, _report, _task
+from benchmarks.trainers._task import Clock, Task
+from benchmarks.trainers._ways import WAYS, Way, lineup
+from benchmarks.trainers._worker import Job, in_a_process, train_once
 from constrained_cnn import data, models
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
@@ -31,17 +43,18 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([weights.detach().reshape(-1) for weights in model.parameters()])
 
 
-def weights_after(way: step_time.Way, name: str, images: ImageSet) -> Tensor:
+def weights_after(way: str, model: str, images: ImageSet) -> Tensor:
     """Return all weights of a network without dropout after three steps on the whole set."""
-    # In one layout: on a CPU torch sums batch statistics less exactly with the channels innermost.
-    config = TrainConfig(epochs=3, batch_size=len(images), learning_rate=0.02, channels_last=False)
+    config = TrainConfig(epochs=3, batch_size=len(images), learning_rate=0.02)
     torch.manual_seed(1)
-    model = models.create_model(name)
-    for part in model.modules():
+    network = models.create_model(model)
+    for part in network.modules():
         if isinstance(part, nn.Dropout | nn.Dropout2d):
             part.p = 0.0
-    assert len(way(model, images, config, CPU)) == 3
-    return flat(model)
+    clock = Clock(CPU)
+    assert WAYS[way].load()(Task("plain", network, images, config, CPU), clock) == 3
+    assert len(clock.epochs()) == 3
+    return flat(network)
 
 
 @pytest.mark.parametrize("model", models.list_models())
@@ -50,11 +63,21 @@ def test_every_way_moves_the_weights_alike(model: str) -> None:
     images = fake_images(30)
     torch.manual_seed(1)
     before = flat(models.create_model(model))
-    after = {name: weights_after(way, model, images) for name, way in step_time.WAYS.items()}
-    moved = (after["Trainer"] - before).norm()
+    raw = weights_after("raw", model, images)
+    moved = (raw - before).norm()
     assert moved > 0.01
-    for name, weights in after.items():
-        assert (weights - after["Trainer"]).norm() < 1e-3 * moved, name
+    for way in ("source", "eager"):
+        assert (weights_after(way, model, images) - raw).norm() < 1e-3 * moved, way
+
+
+def test_the_raw_loop_rotates_each_image_about_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = fake_images(3).augmented(rotation=90, interpolation="nearest")
+    task = Task("rotated", nn.Identity(), images, TrainConfig(), CPU)
+    inputs = images.normalised(images.images)
+    drawn = torch.tensor([0.0, 0.5, 1.0])  # of -90 to 90 degrees
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    for image, rotated, turns in zip(inputs, _plain.rotate(inputs, task), (-1, 0, 1), strict=True):
+        torch.testing.assert_close(rotated, torch.rot90(image, turns, (1, 2)))
 
 
 def test_pictures_are_the_normalised_images() -> None:
@@ -96,39 +119,272 @@ def test_images_are_digits_repeated_where_there_is_no_mnist(
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     digits, _ = data.load_digits()
-    images = step_time.load_images(None, len(digits) + 3)
+    images = _task.load_images(None, len(digits) + 3)
     assert images.name == "digits"
     assert torch.equal(images.images[-3:], digits.images[:3])
 
 
-def test_the_table_is_built(
+def job(way: str, kind: str = "linear", **changes: Any) -> Job:
+    return Job(
+        **{"recipe": "mnist-12k", "device": "cpu", "epochs": 3, "steps": 20, **changes},
+        way=way,
+        kind=kind,
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear-resident"])
+@pytest.mark.parametrize("way", ["raw", "eager"])
+def test_a_way_is_timed_and_learns(way: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train_once(job(way, kind))
+    assert len(result["seconds"]) == 2  # the first epoch is not timed
+    assert result["steps"] == 60
+    assert 60 * min(result["seconds"]) < result["total"]
+    assert result["loss"][1] < 0.5 * result["loss"][0]
+    assert capsys.readouterr() == ("", "")  # what it showed went to a terminal nobody sees
+
+
+def test_the_network_is_trained_on_rotated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotated = []
+
+    def rotate(inputs: Tensor, task: Task) -> Tensor:
+        rotated.append(len(inputs))
+        return inputs
+
+    monkeypatch.setattr(_task, "load_images", lambda root, count: fake_images(count))
+    monkeypatch.setattr(_plain, "rotate", rotate)
+    train_once(job("raw", "rotated", epochs=2, steps=2))
+    assert rotated == 4 * [128]
+
+
+def test_a_process_of_its_own_gives_the_same() -> None:
+    result = in_a_process(job("raw"))
+    assert result["steps"] == 60
+    assert result["loss"] == pytest.approx(train_once(job("raw"))["loss"], rel=1e-3)
+
+
+def test_a_process_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Two steps, the second a short one to save time.
-    monkeypatch.setattr(step_time, "load_images", lambda root, count: fake_images(132))
-    out = tmp_path / "step_time.json"
-    words = ["--device", "cpu", "--steps", "2", "--repeats", "2", "--out", str(out)]
-    assert step_time.main(words) == 0
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho Traceback >&2\necho Oops: why >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    assert in_a_process(job("raw")) == {"failed": "Oops: why"}
+    assert "Traceback" in capsys.readouterr().err
+
+
+def lazy(task: Task, clock: Clock) -> int:
+    """Train for an epoch less than asked."""
+    config = replace(task.config, epochs=task.config.epochs - 1)
+    _plain.raw(replace(task, config=config), clock)
+    clock.tick()
+    return task.steps
+
+
+def boastful(task: Task, clock: Clock) -> int:
+    """Take one step more than asked."""
+    return _plain.raw(task, clock) + 1
+
+
+def idle(task: Task, clock: Clock) -> int:
+    """Train nothing."""
+    for _ in range(task.config.epochs):
+        clock.tick()
+    return task.steps
+
+
+@pytest.mark.parametrize(
+    ("train", "kind", "why"),
+    [
+        (lazy, "linear", "off the weights of the raw loop"),
+        (lazy, "plain", "took 2 steps, and 4 were asked for"),  # which the batch norms know
+        (boastful, "linear", "took 61 steps, and 60 were asked for"),
+        (idle, "linear", "learned nothing"),
+    ],
+)
+def test_a_way_that_does_not_do_its_work_is_found_out(
+    train: Callable[[Task, Clock], int], kind: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Way, "load", lambda self: train)
+    monkeypatch.setattr(_task, "load_images", lambda root, count: fake_images(count))
+    short = {"epochs": 2, "steps": 2} if kind == "plain" else {}
+    with pytest.raises(RuntimeError, match=why):
+        train_once(job("eager", kind, **short))
+
+
+def test_a_clock_that_is_told_of_epochs_puts_the_rest_into_the_first() -> None:
+    clock = Clock(CPU)
+    time.sleep(0.05)
+    clock.note([0.001, 0.002, 0.003])
+    first, *others = clock.epochs()
+    assert others == pytest.approx([0.002, 0.003])
+    assert first + 0.005 >= 0.05
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    """Return made-up figures of three repeats; the machine is slower from one to the next."""
+    seconds = {
+        ("plain", "raw"): [0.010, 0.020, 0.040],
+        ("plain", "eager"): [0.011, 0.020, 0.044],
+        ("plain", "ignite"): [0.022, 0.050, 0.088],
+        ("linear", "raw"): [100e-6, 200e-6, 400e-6],
+        ("linear", "eager"): [110e-6, 205e-6, 420e-6],
+    }
+    runs = [
+        {
+            "kind": kind,
+            "way": way,
+            "repeat": repeat,
+            "seconds": [time, 9 * time, time],  # one epoch was disturbed
+            "start_up": 2.0,
+            "total": 500.0,
+        }
+        for (kind, way), times in seconds.items()
+        for repeat, time in enumerate(times)
+    ]
+    return {
+        "command": "python -m benchmarks.trainers",
+        "environment": {
+            "device": "cpu",
+            "processor": "a processor",
+            "cores": 2,
+            "python": "3.11.0",
+            "packages": {"torch": "2.6.0"},
+        },
+        "rivals": {"pytorch-ignite": "0.5.5", "keras": None},
+        "data": "mnist",
+        "model": "mnist_12k",
+        "batch_size": 128,
+        "steps": 60,
+        "linear_steps": 500,
+        "repeats": 3,
+        "threads": 2,
+        "full": False,
+        "lineup": [*seconds, ("plain", "keras"), ("linear", "keras")],
+        "runs": runs,
+        **changes,
+    }
+
+
+def test_rows_compare_within_a_repeat() -> None:
+    rows = {(row.kind, row.way): row for row in _report.rows_of(figures())}
+    ignite = rows["plain", "ignite"]
+    assert ignite.seconds == (0.022, 0.050, 0.088)
+    assert ignite.over_raw == pytest.approx(0.030)  # 0.012, 0.030, 0.048
+    assert ignite.ratio == pytest.approx(2.0)  # 2, 2.5, 2
+    assert ignite.whole == pytest.approx(2 + 19 * 469 * 0.050)
+    assert rows["linear", "eager"].over_raw == pytest.approx(10e-6)
+    assert (rows["plain", "raw"].over_raw, rows["plain", "eager"].ratio) == (0.0, 1.0)
+    measured = {(row.kind, row.way): row for row in _report.rows_of(figures(full=True))}
+    assert measured["plain", "ignite"].whole == 500.0
+
+
+def test_tables_say_what_is_missing_and_what_failed() -> None:
+    content = figures()
+    content["runs"][-1] = {"kind": "linear", "way": "eager", "repeat": 2, "failed": "Oops: why"}
+    network, linear = _report.tables(content)
+    assert network.rows[2][2:] == ("50.00", "22.00 to 88.00", "+30,000", "448", "2.00")
+    assert network.rows[3] == ("Keras on torch", "plain", "not installed", "-", "-", "-", "-")
+    assert linear.rows[0][2:] == ("200.0", "100.0 to 400.0", "0", "-")  # no Trainer to compare with
+    assert linear.rows[1][2] == "failed"
+    assert _report.failures(content) == ["linear, Trainer, eager: Oops: why"]
+
+
+def test_figures_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "DOCS", tmp_path)
+    (tmp_path / "speed.md").write_text("<!-- table: some -->\n<!-- end -->\n")
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(figures()))
+    assert command.main(["--publish", str(file)]) == 0
+    assert "ignite" in (tmp_path / "speed.md").read_text()
+    assert (tmp_path / "images" / "some.png").stat().st_size > 10_000
+
+
+def test_the_page_is_filled_between_its_comments(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- table: one -->\nold\n<!-- end -->\nb\n<!-- table: two -->\n<!-- end -->"
+    )
+    text = _report.markdown(figures(), "one")
+    _report.fill_page(page, "one", text)
+    said = page.read_text()
+    assert said.startswith("a\n<!-- table: one -->\n`mnist_12k`, batches of 128:\n\n| way |")
+    assert "pytorch-ignite 0.5.5" in said
+    assert "old" not in said
+    _report.fill_page(page, "one", text)
+    assert page.read_text() == said
+    with pytest.raises(ValueError, match="has no <!-- table: three -->"):
+        _report.fill_page(page, "three", text)
+
+
+def test_the_picture_has_a_bar_for_each_way_that_ran() -> None:
+    left, right = _report.figure(figures()).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == [
+        "raw PyTorch loop (plain)",
+        "Trainer, eager (plain)",
+        "ignite (plain)",
+    ]
+    assert [text.get_text() for text in left.texts] == ["20.0", "20.0", "50.0"]
+    assert [text.get_text() for text in right.texts] == ["+10"]
+
+
+def test_each_way_has_its_file_and_its_line_in_the_requirements() -> None:
+    wanted = (Path(benchmarks.__file__).parent / "requirements-rivals.txt").read_text()
+    for way in WAYS.values():
+        assert importlib.util.find_spec(f"benchmarks.trainers.{way.place.partition(':')[0]}")
+        assert f"\n{way.package}==" in wanted or not way.package
+    assert "graph" not in lineup("plain", "cpu")
+    assert lineup("linear-resident", "cuda") == ["raw", "eager", "graph"]
+
+
+def test_ways_take_turns_and_every_figure_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = []
+
+    def done(job: Job) -> dict[str, Any]:
+        turns.append(job.way)
+        return {"seconds": [0.01 if job.way == "raw" else 0.02], "start_up": 1.0, "total": 3.0}
+
+    monkeypatch.setattr(command, "in_a_process", done)
+    monkeypatch.setitem(WAYS, "keras", replace(WAYS["keras"], module="a_module_that_is_not_there"))
+    out = tmp_path / "trainers.json"
+    words = ["--device", "cpu", "--repeats", "2", "--kinds", "plain", "--out", str(out)]
+    assert command.main([*words, "--ways", "keras,raw,eager"]) == 0
+    assert turns == ["raw", "eager", "raw", "eager"]
     shown = capsys.readouterr()
-    assert "Not measured on CUDA" in shown.out
-    assert "No MNIST" in shown.out
-    assert shown.err == ""
+    assert "[4/4] plain, Trainer, eager: 20,000 µs a step" in shown.err
+    assert re.search("Keras on torch +plain +not installed", shown.out)
     content = json.loads(out.read_text())
-    assert content["command"].startswith("python -m benchmarks.step_time --device cpu")
-    assert (content["steps"], content["repeats"], content["batch_size"]) == (2, 2, 128)
-    for model in models.list_models():
-        assert model in shown.out
-        rows = [row for row in content["timings"] if row["model"] == model]
-        assert [row["way"] for row in rows] == list(step_time.WAYS)
-        for row in rows:
-            low, high = sorted(row["milliseconds"])
-            assert 0 < low <= row["median"] <= high
-    assert all(row["ratio"] == 1 for row in content["timings"] if row["way"] == "Trainer")
+    assert content["command"].startswith("python -m benchmarks.trainers --device cpu")
+    assert content["environment"]["packages"]["torch"] == torch.__version__
+    assert _report.rows_of(content)[1].ratio == 1.0
+    monkeypatch.setattr(command, "in_a_process", lambda job: {"failed": "Oops: why"})
+    assert command.main(["--quick", "--device", "cpu", "--ways", "raw"]) == 1
+    assert "failed: linear, raw PyTorch loop: Oops: why" in capsys.readouterr().err
 
 
-def test_a_wrong_option_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert step_time.main(["--steps", "0"]) == 2
-    assert "steps=0: must be an integer of at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--steps", "0"], "steps=0: must be an integer of at least 1"),
+        (["--ways", "kera"], "did you mean 'keras'"),
+        (["--publish", "no-such-file.json"], "No such file"),
+    ],
+)
+def test_a_wrong_option_is_an_error(
+    words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(words) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_figures_say() -> None:
+    root = Path(benchmarks.__file__).parents[1]
+    page = (root / "docs" / "speed.md").read_text("utf-8")
+    for file in (root / "benchmarks" / "results").glob("trainers-*.json"):
+        said = _report.markdown(json.loads(file.read_text("utf-8")), file.stem)
+        assert said in page
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reference-network.md"])
