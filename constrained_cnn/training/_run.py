@@ -2,11 +2,11 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,28 @@ class Plan:
     checkpoint_seconds: float
     world: World
     norms: NormExchange | None
+
+
+class Asked(NamedTuple):
+    """A step that is to be taken.
+
+    Attributes:
+        inputs: The inputs of its batch.
+        targets: The targets.
+        number: Its number in the whole run, from 0.
+        epoch: Its epoch, from 1.
+        step: Its number in the epoch, from 1.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    number: int
+    epoch: int
+    step: int
+
+
+Given = tuple[Tensor, Tensor | None]
+Steps = Generator[Asked, Given, History]
 
 
 class Run:
@@ -190,12 +212,27 @@ class Run:
 
     def go(self, guard: InterruptGuard, shown: Progress) -> History:
         """Run the epochs that are left, until done or asked to stop."""
+        with closing(self.steps(guard, shown)) as steps:
+            answer: Any = None  # what a generator is sent first
+            while True:
+                try:
+                    asked = steps.send(answer)
+                except StopIteration as end:
+                    history: History = end.value
+                    return history
+                answer = self._take(asked)
+
+    def steps(self, guard: InterruptGuard, shown: Progress) -> Steps:
+        """Yield every step that is to be taken, be sent what it gave, and return the history.
+
+        Who takes the steps is thereby another's business: several runs can be led side by side.
+        """
         epochs = self.plan.config.epochs
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         try:
             with shown, _first_outputs_checked(self.plan):
                 while len(self.rows) < epochs and not self._agreed(guard.requested)[0]:
-                    row = self._epoch(guard, shown)
+                    row = yield from self._epoch(guard, shown)
                     if row is None:
                         break
                     self.rows.append(row)
@@ -229,13 +266,31 @@ class Run:
     def _begin_epoch(self) -> None:
         self.tally, self.spent, self.random = Tally(), 0.0, None
 
-    def _epoch(self, guard: InterruptGuard, shown: Progress) -> EpochRow | None:
+    def _take(self, asked: "Asked") -> Given:
+        """Take one step; an error says which, and of a full memory what fits."""
+        exhausted = ""
+        try:
+            with explained("train", asked.step, asked.inputs, asked.targets):
+                return self.executor.step(asked.inputs, asked.targets, asked.number)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            exhausted = reason_of(error)
+        # Here, where nothing of the step is held any more.
+        where = f"step {asked.step} of epoch {asked.epoch}"
+        raise out_of_memory(
+            self.plan.model, self.plan.loss, asked.inputs, asked.targets, where, exhausted
+        )
+
+    def _epoch(
+        self, guard: InterruptGuard, shown: Progress
+    ) -> Generator["Asked", Given, EpochRow | None]:
         """Do what is left of the next epoch; return its row, or None if it was cut short."""
         epoch = len(self.rows) + 1
         self._started = time.perf_counter() - self.spent
         shown.start_epoch(epoch, self.tally.steps)
         self._watch.start(TRAINING)
-        if not self._train(epoch, guard, shown):
+        if not (yield from self._train(epoch, guard, shown)):
             self.save(within=True)
             return None
         self._check_finite(epoch)
@@ -262,7 +317,9 @@ class Run:
             seconds=time.perf_counter() - self._started,
         )
 
-    def _train(self, epoch: int, guard: InterruptGuard, shown: Progress) -> bool:
+    def _train(
+        self, epoch: int, guard: InterruptGuard, shown: Progress
+    ) -> Generator["Asked", Given, bool]:
         """Take the steps that are left of an epoch; return whether all of them were taken."""
         config, source, tally = self.plan.config, self.plan.train, self.tally
         rank = self.plan.world.rank
@@ -280,19 +337,7 @@ class Run:
         for inputs, targets in batches:
             if step == steps:
                 raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
-            exhausted = ""
-            try:
-                with explained("train", step + 1, inputs, targets):
-                    loss, correct = self.executor.step(inputs, targets, first + step)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                exhausted = reason_of(error)
-            if exhausted:  # here, where nothing of the step is held any more
-                where = f"step {step + 1} of epoch {epoch}"
-                raise out_of_memory(
-                    self.plan.model, self.plan.loss, inputs, targets, where, exhausted
-                )
+            loss, correct = yield Asked(inputs, targets, first + step, epoch, step + 1)
             tally.add(loss, correct, len(inputs))
             self._samples += len(inputs)
             step += 1
