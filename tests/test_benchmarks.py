@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -8,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import benchmarks
 from benchmarks import (
     accuracy_table,
+    compare_arms,
     cost_and_field,
     layout_error,
     rules_and_widths,
@@ -28,6 +32,7 @@ from benchmarks.trainers._worker import Job, in_a_process, train_once
 from constrained_cnn import data, models
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
+from constrained_cnn.record import RunRecord
 from constrained_cnn.training import TrainConfig
 
 CPU = torch.device("cpu")
@@ -441,3 +446,46 @@ def test_rules_are_timed_and_kept(tmp_path: Path) -> None:
         chosen, 2
     )
     assert content["environment"]["packages"]["torch"] == torch.__version__
+
+
+def test_two_arms_are_compared_as_a_textbook_does(tmp_path: Path) -> None:
+    first, second = [99.40, 99.50, 99.45], [99.50, 99.60, 99.58, 99.52]
+    found = compare_arms.compare(first, second)
+    means, variances = [np.mean(first), np.mean(second)], [np.var(first, ddof=1) / 3]
+    variances.append(np.var(second, ddof=1) / 4)
+    error = np.sqrt(sum(variances))
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 3)
+    half = stats.t.ppf(0.975, freedom) * error
+    assert found["difference"] == pytest.approx(means[1] - means[0])
+    assert found["interval"] == pytest.approx(
+        [means[1] - means[0] - half, means[1] - means[0] + half]
+    )
+    # Of all ways to take 3 of 7, those that differ at least as much; scipy doubles the lesser side.
+    every = np.array(first + second)
+    splits = [np.array(chosen) for chosen in itertools.combinations(range(7), 3)]
+    gaps = [np.delete(every, chosen).mean() - every[chosen].mean() for chosen in splits]
+    above = np.mean([gap >= found["difference"] - 1e-9 for gap in gaps])
+    assert found["permutation_p"] == pytest.approx(min(1.0, 2 * above))
+
+
+def test_an_arm_with_an_unfinished_seed_is_no_arm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain: dict[str, Any] = {"parameters": 1, "epochs": 1, "config": {}, "data": {}}
+    for arm, status in (("whole", "finished"), ("broken", "interrupted")):
+        for seed in (0, 1):
+            record = RunRecord(
+                recipe="r",
+                model="m",
+                seed=seed,
+                status=status if seed else "finished",
+                result={"test_accuracy": 99.0 + seed / 10},
+                **plain,
+            )
+            record.save(tmp_path / arm / f"seed-{seed}" / "record.json")
+    words = [str(tmp_path / "whole"), str(tmp_path / "whole"), "--out", str(tmp_path / "out.json")]
+    assert compare_arms.main(words) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["difference"] == 0.0
+    assert "difference +0.000" in capsys.readouterr().out
+    assert compare_arms.main([str(tmp_path / "whole"), str(tmp_path / "broken")]) == 2
+    assert "seeds [1] are not finished" in capsys.readouterr().err
