@@ -137,7 +137,7 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
     if workers == 1:
         for seed in seeds:
             found[seed] = one.fit(seed, functools.partial(shown.end_epoch, seed))
-            shown.end_seed(seed, _say(found[seed]))
+            shown.end_seed(seed, say_fitted(found[seed]))
             history = found[seed].history
             if history is not None and history.status == "interrupted":
                 break
@@ -147,7 +147,7 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
         )
         for seed, reply in replies:
             found[seed] = _received(one, seed, reply)
-            shown.end_seed(seed, _say(found[seed]))
+            shown.end_seed(seed, say_fitted(found[seed]))
     return [found[seed] for seed in seeds if seed in found]
 
 
@@ -196,7 +196,8 @@ class SeedsProgress:
             self._console.print(line.ljust(60), markup=False)
 
 
-def _say(fitted: Fitted) -> str:
+def say_fitted(fitted: Fitted) -> str:
+    """Return in a few words what came of a seed."""
     history = fitted.history
     if history is None:
         return f"diverged: {fitted.error}"

@@ -2,11 +2,12 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -37,9 +38,19 @@ from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._graph import EXECUTORS
 from constrained_cnn.training._history import TEST, VALIDATION, EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
-from constrained_cnn.training._many import FitOne, Fitted, check_seeds, fit_many, share_cores
+from constrained_cnn.training._many import (
+    FitOne,
+    Fitted,
+    SeedsProgress,
+    check_seeds,
+    fit_many,
+    say_fitted,
+    seeded_model,
+    share_cores,
+)
 from constrained_cnn.training._progress import EpochProgress, Progress, Told
 from constrained_cnn.training._run import Plan, Run
+from constrained_cnn.training._side_by_side import go_side_by_side
 from constrained_cnn.training._source import Data, Source
 from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._threads import using_threads
@@ -182,33 +193,47 @@ class Trainer:
             with own or nullcontext():
                 if own is not None and not resume:
                     own.check_free()
-                source = self._fitting_source(model, train, "train", world)
-                held_out = None
-                if validation is not None:
-                    held_out = self._fitting_source(model, validation, "validation", world)
+                plan = self._plan(model, train, validation, judged_on, own, world)
+                plan = dataclasses.replace(plan, keeps=folder is not None)
                 world.copy_from_first([*model.parameters(), *model.buffers()])
                 synchronised = self.config.sync_batch_norm and world.size > 1
                 with synchronised_norms(model, world) if synchronised else nullcontext() as norms:
-                    plan = Plan(
-                        config=self.config,
-                        model=model,
-                        device=self.device,
-                        train=source,
-                        validation=held_out,
-                        judged_on=judged_on,
-                        classifier=self._is_classifier,
-                        loss=self._loss,
-                        make_optimizer=self._make_optimizer,
-                        make_scheduler=self._make_scheduler,
-                        callables=self.callables,
-                        folder=own,
-                        keeps=folder is not None,
-                        executor=self.executor,
-                        checkpoint_seconds=self.checkpoint_seconds,
-                        world=world,
-                        norms=norms,
-                    )
+                    plan = dataclasses.replace(plan, norms=norms)
                     return self._run(plan, watch, guard, resume=resume)
+
+    def _plan(
+        self,
+        model: nn.Module,
+        train: Data,
+        validation: Data | None,
+        judged_on: str,
+        folder: RunFolder | None,
+        world: World,
+    ) -> Plan:
+        """Put everything on the device, and return what a run is made of."""
+        held_out = None
+        source = self._fitting_source(model, train, "train", world)
+        if validation is not None:
+            held_out = self._fitting_source(model, validation, "validation", world)
+        return Plan(
+            config=self.config,
+            model=model,
+            device=self.device,
+            train=source,
+            validation=held_out,
+            judged_on=judged_on,
+            classifier=self._is_classifier,
+            loss=self._loss,
+            make_optimizer=self._make_optimizer,
+            make_scheduler=self._make_scheduler,
+            callables=self.callables,
+            folder=folder,
+            keeps=folder is not None,
+            executor=self.executor,
+            checkpoint_seconds=self.checkpoint_seconds,
+            world=world,
+            norms=None,
+        )
 
     def fit_many(
         self,
@@ -226,7 +251,9 @@ class Trainer:
 
         The seed decides everything random: the first weights, the order of the images, augmentation
         and dropout. On a CPU the seeds are spread over processes; each gives, to the bit, what
-        :meth:`fit` gives it alone with the same number of threads.
+        :meth:`fit` gives it alone with the same number of threads. On a GPU their steps are led
+        side by side, as branches of one step: without dropout each gives what it gives alone up to
+        rounding; with it, the elements that are dropped are others, by the same law.
 
         Args:
             make_model: Makes a new network, with weights from torch's global generator. For more
@@ -237,8 +264,10 @@ class Trainer:
             validation: Likewise.
             judged_on: As for :meth:`fit`.
             folder: Each seed writes into its own folder ``seed-N`` below it; None writes nothing.
-            resume: Go on with seeds that were begun, and keep those that are finished.
-            workers: Number of processes; None for one for each core.
+            resume: Go on with seeds that were begun, and keep those that are finished. On a GPU
+                these are trained one after another.
+            workers: How many at a time: on a CPU processes, None for one for each core; on a GPU
+                branches, None for up to 16.
 
         Returns:
             What each seed gave, in the order of the seeds. A seed that diverged is among them, with
@@ -265,9 +294,6 @@ class Trainer:
             )
         if resume and folder is None:
             raise InvalidInputError("resume=True: needs the folder that holds the seeds")
-        if self.device.type != "cpu" and workers is None:
-            workers = 1
-        workers, threads = share_cores(len(seeds), workers, self.threads)
         one = FitOne(
             trainer=self,
             make_model=make_model,
@@ -277,7 +303,46 @@ class Trainer:
             resume=resume,
             options={"judged_on": judged_on},
         )
-        return fit_many(one, seeds, workers, threads)
+        if self.device.type == "cpu":
+            return fit_many(one, seeds, *share_cores(len(seeds), workers, self.threads))
+        at_once = 16 if workers is None else check_integer("workers", workers, minimum=1)
+        if at_once == 1 or resume:
+            return fit_many(one, seeds, 1, 1)
+        found: list[Fitted] = []
+        for start in range(0, len(seeds), at_once):
+            found += self._fit_side_by_side(one, seeds[start : start + at_once])
+            if any(each.history and each.history.status != "finished" for each in found):
+                break
+        return found
+
+    def _fit_side_by_side(self, one: FitOne, seeds: Sequence[int]) -> list[Fitted]:
+        """Train these seeds on one device, a step of all at a time."""
+        shown = SeedsProgress(len(seeds), self.config.epochs, enabled=self.progress is not False)
+        models, runs = [], []
+        with InterruptGuard() as guard, ExitStack() as folders:
+            for seed in seeds:
+                trainer = self.with_seed(seed)
+                models.append(seeded_model(one.make_model, seed))
+                own = None
+                if one.folder is not None:
+                    own = folders.enter_context(RunFolder(one.folder / f"seed-{seed}"))
+                    own.check_free()
+                judged_on = one.options["judged_on"]
+                plan = trainer._plan(models[-1], one.train, one.validation, judged_on, own, World())
+                runs.append(Run(plan, Stopwatch()))
+                runs[-1].start()
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), no_stretching():
+                told = [Told(functools.partial(shown.end_epoch, seed)) for seed in seeds]
+                outcomes = go_side_by_side(runs, guard, told)
+        found = []
+        for seed, model, outcome in zip(seeds, models, outcomes, strict=True):
+            if isinstance(outcome, NonFiniteLossError):
+                found.append(Fitted(seed, None, None, outcome))
+            else:
+                found.append(Fitted(seed, model, outcome))
+            shown.end_seed(seed, say_fitted(found[-1]))
+        return found
 
     def with_seed(
         self, seed: int, *, progress: bool | Callable[[EpochRow], None] = False
@@ -305,8 +370,8 @@ class Trainer:
                 run.forget()
             raise
 
-    def _shown(self, plan: Plan) -> Progress:
-        """Return what shows how far a run is."""
+    def _shown(self, plan: Plan, rows: Sequence[EpochRow] = ()) -> Progress:
+        """Return what shows how far a run is, of which ``rows`` are done already."""
         if callable(self.progress):
             return Told(self.progress)
         return EpochProgress(
@@ -314,6 +379,7 @@ class Trainer:
             steps=plan.train.steps,
             judged_on=None if plan.validation is None else plan.judged_on,
             enabled=self.progress and plan.world.is_first,
+            rows=rows,
         )
 
     def evaluate(self, model: nn.Module, data: Data) -> Evaluation:

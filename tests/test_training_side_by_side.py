@@ -1,0 +1,136 @@
+"""Several runs led side by side: each gives what it gives alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from constrained_cnn import ImageSet, TrainConfig, Trainer
+from constrained_cnn.errors import NonFiniteLossError
+from constrained_cnn.training import Fitted, History
+from constrained_cnn.training._many import FitOne
+
+CONFIG: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1}
+EVERYTHING = {"weight_averaging": 0.7, "clip_gradient": 0.5, "precise_bn": 2}
+ADAM = {"optimizer": "AdamW", "optimizer_options": {}, "learning_rate": 0.01}
+
+
+def make_set(count: int = 14, seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return ImageSet.from_arrays(images, torch.arange(count) % 4).augmented(rotation=20.0)
+
+
+class Net(nn.Sequential):
+    def __init__(self, p_drop: float = 0.0) -> None:
+        layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(p_drop)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 4))
+
+
+def make_trainer(**values: Any) -> Trainer:
+    config = TrainConfig(**{**CONFIG, **values})
+    return Trainer(config, device="cpu", progress=False)
+
+
+def side_by_side(
+    trainer: Trainer, seeds: list[int], folder: Path | None = None, make: Any = Net
+) -> list[Fitted]:
+    """On a CPU seeds go to processes; here they go the way that they go on a GPU."""
+    one = FitOne(trainer, make, make_set(), make_set(9, 1), folder, False, {"judged_on": "test"})
+    return trainer._fit_side_by_side(one, seeds)
+
+
+def alone(trainer: Trainer, seed: int, make: Any = Net) -> tuple[nn.Module, History]:
+    torch.manual_seed(seed)
+    model = make()
+    return model, trainer.with_seed(seed).fit(model, make_set(), make_set(9, 1), judged_on="test")
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING, ADAM], ids=["plain", "everything", "adam"])
+def test_without_dropout_each_gives_what_it_gives_alone(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = make_trainer(**options)
+    found = side_by_side(trainer, [3, 0, 7], tmp_path)
+    for one, seed in zip(found, [3, 0, 7], strict=True):
+        assert one.seed == seed
+        model, history = alone(trainer, seed)
+        assert one.model is not None
+        assert one.history is not None
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, one.model.state_dict()[name]), (seed, name)
+        pairs = zip(history.to_dicts(), one.history.to_dicts(), strict=True)
+        assert all({**a, "seconds": 0} == {**b, "seconds": 0} for a, b in pairs)
+        assert one.history.status == "finished"
+        # Its checkpoint is that of a run alone: any of them can be read as one.
+        again = Net()
+        kept = trainer.with_seed(seed).fit(
+            again,
+            make_set(),
+            make_set(9, 1),
+            judged_on="test",
+            folder=tmp_path / f"seed-{seed}",
+            resume=True,
+        )
+        assert kept == one.history
+        assert all(
+            torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
+        )
+
+
+def test_with_dropout_the_losses_are_spread_alike() -> None:
+    def make() -> nn.Module:
+        return Net(0.4)
+
+    trainer = make_trainer()
+    seeds = list(range(24))
+    together = [
+        one.history[-1].train_loss for one in side_by_side(trainer, seeds, make=make) if one.history
+    ]
+    single = [alone(trainer, seed, make)[1][-1].train_loss for seed in seeds]
+    assert together != single  # other elements were dropped
+    assert stats.ttest_rel(together, single).pvalue > 0.01
+    assert stats.ks_2samp(together, single).pvalue > 0.01
+    assert 0.5 < np.std(together) / np.std(single) < 2
+    again = [
+        one.history[-1].train_loss for one in side_by_side(trainer, seeds, make=make) if one.history
+    ]
+    assert again == together
+
+
+class Sick(nn.Module):
+    """Cross-entropy that is NaN for one of the networks from some step on."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(outputs, targets)
+        if outputs.requires_grad:
+            self.calls -= 1
+            if self.calls == 0:
+                return loss * torch.nan
+        return loss
+
+
+def test_one_that_diverges_leaves_the_others_as_they_are() -> None:
+    trainer = Trainer(
+        TrainConfig(**CONFIG),
+        device="cpu",
+        progress=False,
+        loss=Sick(5),  # the second's second
+    )
+    found = side_by_side(trainer, [1, 2, 3])
+    assert isinstance(found[1].error, NonFiniteLossError)
+    assert (found[1].error.epoch, found[1].error.step) == (1, 2)
+    plain = Trainer(TrainConfig(**CONFIG), device="cpu", progress=False, loss=Sick(0))
+    for one in (found[0], found[2]):
+        model, _ = alone(plain, one.seed)
+        assert one.model is not None
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, one.model.state_dict()[name])
