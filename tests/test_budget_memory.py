@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from constrained_cnn import models
+from constrained_cnn.blocks import Dropout
 from constrained_cnn.budget import measure_budget, memory_timeline
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.tracing import trace
@@ -120,23 +121,28 @@ def test_what_cannot_be_asked() -> None:
         memory_timeline(nn.ReLU())  # type: ignore[arg-type]
 
 
-def saved_bytes(model: nn.Module, shape: tuple[int, ...], batch: int) -> int:
-    """Return the bytes that autograd keeps on a CPU, parameters and buffers left out."""
+def saved_bytes(model: nn.Module, shape: tuple[int, ...], batch: int) -> tuple[int, int]:
+    """Return the bytes that autograd keeps on a CPU, parameters and buffers left out.
+
+    The second number is those of dropped elements' places, whose count is random.
+    """
     model = copy.deepcopy(model).train()
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
+    places: dict[int, int] = {}
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
+            of_kind = places if tensor.dtype == torch.int32 else sizes
+            of_kind[storage.data_ptr()] = storage.nbytes()
             kept.append(tensor.detach())
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         model(torch.randn(batch, *shape))
-    return sum(sizes.values())
+    return sum(sizes.values()), sum(places.values())
 
 
 class Attends(nn.Module):
@@ -156,6 +162,7 @@ class Attends(nn.Module):
     [
         (models.mnist_12k(), (1, 28, 28)),
         (models.mnist_12k_source(), (1, 28, 28)),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), Dropout(0.02), nn.Tanh(), Dropout(0.2)), (1, 30, 30)),
         (torchvision.models.resnet18(), (3, 64, 64)),
         (torchvision.models.mobilenet_v2(), (3, 64, 64)),
         (torchvision.models.convnext_tiny(), (3, 64, 64)),
@@ -167,7 +174,11 @@ class Attends(nn.Module):
     ids=lambda value: type(value).__name__,
 )
 def test_what_autograd_keeps(model: nn.Module, shape: tuple[int, ...]) -> None:
-    two, three = saved_bytes(model, shape, 2), saved_bytes(model, shape, 3)
+    (two, places_of_two), (three, places_of_three) = (saved_bytes(model, shape, n) for n in (2, 3))
     memory = measure_budget(model, shape).memory
-    assert memory.saved_for_backward == three - two
+    assert memory.saved_for_backward is not None
+    places = memory.saved_for_backward - (three - two)
     assert memory.saved_once == 3 * two - 2 * three
+    # The variance of a count is at most its mean; each dropout rounds up.
+    slack = 4 * (5 * (5 * places / 4) ** 0.5 + len(list(model.modules()))) if places else 0
+    assert abs(places_of_three - places_of_two - places) <= slack

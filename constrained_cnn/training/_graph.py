@@ -8,10 +8,11 @@ else Python holds is compared with what it was then.
 """
 
 import gc
+import pickle
 import random
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import is_
@@ -27,12 +28,11 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from constrained_cnn.errors import InvalidInputError, check_choice, reason_of
 from constrained_cnn.training._evaluation import EXPLAINED
 from constrained_cnn.training._executor import EagerExecutor, Executor, Parts, training_step
+from constrained_cnn.training._memory import is_out_of_memory
 
 EXECUTORS = ("auto", "eager", "graph")
 MOST_GRAPHS = 4
 REHEARSALS = 3
-# They say which kernels an optimizer uses, and nothing of what it computes.
-KERNEL_OPTIONS = ("foreach", "fused", "capturable")
 FUSED_KERNELS = ((SGD, "sgd"), (Adam, "adam"), (AdamW, "adamw"), (Adagrad, "adagrad"))
 
 Result = TypeVar("Result")
@@ -131,19 +131,6 @@ def prepare_optimizer(optimizer: Optimizer, device: torch.device) -> str | None:
     return None
 
 
-def with_kernels_of(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved state with the kernels that ``optimizer`` uses here.
-
-    Which they were is saved too, and a capturable step does not run on a CPU. Loading also puts
-    counters on host or device by what the state says, not by what the optimizer does.
-    """
-    groups = [
-        saved | {key: group[key] for key in KERNEL_OPTIONS if key in group}
-        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    return {**state, "param_groups": groups}
-
-
 def _is_on(tensor: Tensor, device: torch.device) -> bool:
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
@@ -177,9 +164,9 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records on a CUDA device, each graph in a memory pool of its own.
 
-    Everything happens on one stream beside the current one, with the order of the two kept. On the
-    current one too no step may run: autograd remembers for each weight the stream of the graph that
-    still holds it, and to wait for another stream breaks a recording.
+    Everything happens on one stream beside the current one, with the order of the two kept, and no
+    step runs on the current one. For as long as anything of a backward pass is held, autograd
+    remembers the stream of its weights, and a recording that waits for another stream breaks.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -237,6 +224,7 @@ class CudaRecorder:
                 raise failure from None  # not what the end of a broken recording says
             raise
         finally:
+            failure = None  # else it would hold, through its traceback, itself and the graph
             if collecting:
                 gc.enable()
         return graph.replay, result
@@ -413,9 +401,9 @@ class GraphExecutor:
         graph = self._failure = None
         try:
             graph = self._record(inputs, targets, index)
-        except torch.OutOfMemoryError:
-            raise  # the network may fit without a graph, but that is not to be found out in secret
         except EXPLAINED as error:
+            if is_out_of_memory(error):
+                raise  # it may fit without a graph, but that is for the caller to decide
             self._failure = _said_by(error)
         if self._agree is not None and not self._agree(graph is not None):
             graph = None
@@ -427,10 +415,10 @@ class GraphExecutor:
         assert self._losses is not None
         own = (self._position, self._numbers, self._losses, self._counts)
         self.parts.optimizer.zero_grad(set_to_none=True)
-        before, drawn = _inventory(self.parts, self._device), _host_random(self._device)
+        before, drawn = _inventory(self.parts, self._device), self._drawn()
         kept = _Kept(self.parts, self._device, own)
-        # The exchange reads on the host, which of the gradients are missing, where it is not
-        # recorded. So the rehearsal that watches for such reads goes without it.
+        # Unless it is recorded, the exchange reads on the host which gradients are missing. So the
+        # rehearsal that watches for such reads goes without it.
         alone = replace(self.parts, exchange=None)
         done = False
         try:
@@ -471,10 +459,13 @@ class GraphExecutor:
         self._position.add_(1)
         return count is not None
 
-    def _check_moved(self, before: dict[str, Any], drawn: tuple[Any, ...]) -> None:
+    def _drawn(self) -> list[bytes]:
+        return _drawn_on_host(self.parts, self._device)
+
+    def _check_moved(self, before: dict[str, Any], drawn: list[bytes]) -> None:
         """Raise RuntimeError if the steps since ``before`` moved what a graph would freeze."""
         change = _change(before, _inventory(self.parts, self._device))
-        if change is None and drawn != _host_random(self._device):
+        if change is None and drawn != self._drawn():
             change = "random numbers are drawn on the host"
         if change is not None:
             raise RuntimeError(f"a step changes what Python holds: {change}")
@@ -675,19 +666,47 @@ def _reachable(parts: Parts) -> dict[str, Any]:
     return found
 
 
-def _host_random(device: torch.device) -> tuple[Any, ...]:
-    """Return where the generators of the host are that a step could draw from."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - it is the one to watch
-    # Where a stand-in records on a CPU, torch's generator there is the device's own.
-    own = b"" if device.type == "cpu" else bytes(torch.get_rng_state().numpy())
-    return random.getstate(), kind, np.asarray(keys).tobytes(), tuple(rest), own
+def _generators(parts: Parts, device: torch.device) -> list[Any]:
+    """Return what a step could draw random numbers from, the modules of Python and NumPy too."""
+    kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+    own = [value for value in _reachable(parts).values() if isinstance(value, kinds)]
+    generators = [random, np.random, torch.default_generator, *own]
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[number])
+    return generators
+
+
+def _where(generator: Any) -> Any:
+    """Return the state of a generator."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if hasattr(generator, "getstate") else generator.get_state()
+
+
+def _put(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif hasattr(generator, "setstate"):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _drawn_on_host(parts: Parts, device: torch.device) -> list[bytes]:
+    """Return the states of the generators whose numbers a graph would freeze."""
+    return [
+        pickle.dumps(state.tolist() if isinstance(state, Tensor) else state)
+        for generator in _generators(parts, device)
+        if not isinstance(generator, torch.Generator) or generator.device.type != device.type
+        for state in (_where(generator),)
+    ]
 
 
 class _Kept:
     """What a rehearsal and a recording may move, to be put back bit by bit and in place."""
 
     def __init__(self, parts: Parts, device: torch.device, own: Iterable[Tensor]) -> None:
-        self._device = device
         reachable = list(_reachable(parts).values())
         tensors = [value for value in (*reachable, *own) if isinstance(value, Tensor)]
         tensors = [value for value in tensors if value.layout == torch.strided]
@@ -699,14 +718,7 @@ class _Kept:
             for storage in storages.values()
         ]
         self._contents = [(part, part.clone()) for part in whole]
-        generators = [value for value in reachable if isinstance(value, torch.Generator)]
-        self._generators = [(one, one.get_state()) for one in generators]
-        self._random = (
-            random.getstate(),
-            np.random.get_state(),  # noqa: NPY002
-            torch.get_rng_state(),
-            torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        )
+        self._random = [(one, _where(one)) for one in _generators(parts, device)]
         self._containers = [(one, one.copy()) for one in _containers(parts)]
         weights = [weight for weight in tensors if isinstance(weight, nn.Parameter)]
         self._gradients = [(weight, weight.grad) for weight in weights]
@@ -728,14 +740,8 @@ class _Kept:
             weight.grad = gradient
         for content, copy in self._contents:
             content.copy_(copy)
-        for generator, state in self._generators:
-            generator.set_state(state)
-        python, numpy, host, device = self._random
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(host)
-        if device is not None:
-            torch.cuda.set_rng_state(device, self._device)
+        for generator, state in self._random:
+            _put(generator, state)
 
 
 def _containers(parts: Parts) -> Iterator[Any]:
