@@ -19,11 +19,11 @@ from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._executor import EagerExecutor, Executor, Parts, training_step
 from constrained_cnn.training._graph import (
-    CudaRecorder,
     GraphExecutor,
     make_executor,
-    prepare_optimizer,
 )
+from constrained_cnn.training._optimizers import prepare_optimizer
+from constrained_cnn.training._recorder import CudaRecorder
 from constrained_cnn.training._schedule import Rates, rate_table
 
 pytestmark = [

@@ -28,12 +28,12 @@ from constrained_cnn.training._executor import EagerExecutor, Executor, Parts, t
 from constrained_cnn.training._graph import (
     MOST_GRAPHS,
     REHEARSALS,
-    CudaRecorder,
     GraphExecutor,
     make_executor,
-    prepare_optimizer,
     reason_against,
 )
+from constrained_cnn.training._optimizers import prepare_optimizer
+from constrained_cnn.training._recorder import CudaRecorder
 from constrained_cnn.training._schedule import Rates, rate_table
 
 CPU = torch.device("cpu")

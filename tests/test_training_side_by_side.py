@@ -6,15 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorded_graph import RecordedGraph
 from scipy import stats
 from torch import Tensor, nn
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
 from constrained_cnn.errors import NonFiniteLossError
 from constrained_cnn.training import Fitted, History
+from constrained_cnn.training._average import Average
+from constrained_cnn.training._executor import EagerExecutor, Parts
+from constrained_cnn.training._graph import GraphExecutor
 from constrained_cnn.training._many import FitOne
+from constrained_cnn.training._optimizers import prepare_optimizer
+from constrained_cnn.training._schedule import Rates
+from constrained_cnn.training._side_by_side import Networks, branches_step
 
 CONFIG: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1}
+STEPS = 5
 EVERYTHING = {"weight_averaging": 0.7, "clip_gradient": 0.5, "precise_bn": 2}
 ADAM = {"optimizer": "AdamW", "optimizer_options": {}, "learning_rate": 0.01}
 
@@ -134,3 +142,61 @@ def test_one_that_diverges_leaves_the_others_as_they_are() -> None:
         assert one.model is not None
         for name, value in model.state_dict().items():
             assert torch.equal(value, one.model.state_dict()[name])
+
+
+def make_parts(average: bool) -> Parts:
+    """The parts of a step of three networks."""
+    networks = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        networks.append(Net(0.3))
+    together = Networks(networks)
+    groups = [{"params": list(one.parameters())} for one in networks]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    table = [[0.1 / (1 + step)] * 3 for step in range(3 * STEPS)]
+    return Parts(
+        together,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        Rates([0.1] * 3, table),
+        Average(together, 0.8) if average else None,
+        0.5,
+        step=branches_step,
+    )
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_as_a_recorded_graph_they_give_the_same_bits(average: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [4, 4, 4, 4, 2] * 3
+    batches = [
+        (
+            torch.randn(3, size, 1, 8, 8, generator=generator),
+            torch.randint(0, 4, (3, size), generator=generator),
+        )
+        for size in sizes
+    ]
+    found = []
+    for kind in ("eager", "graph"):
+        parts = make_parts(average)
+        prepare_optimizer(parts.optimizer, torch.device("cpu"))
+        executor: Any = EagerExecutor(parts)
+        if kind == "graph":
+            executor = GraphExecutor(parts, torch.device("cpu"), STEPS, recorder=RecordedGraph())
+        parts.model.train()
+        torch.manual_seed(7)
+        figures = []
+        for index, (inputs, targets) in enumerate(batches):
+            losses, counts = executor.step(inputs, targets, index)
+            assert losses.shape == counts.shape == (3,)
+            figures.append((losses.clone(), counts.clone()))
+        assert executor.name == kind
+        state = dict(parts.model.state_dict())
+        if parts.average is not None:
+            state |= {f"average.{k}": v for k, v in parts.average.module.state_dict().items()}
+        found.append((figures, state))
+    for (losses, counts), (others, more) in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(losses, others)
+        assert torch.equal(counts, more)
+    for name, value in found[0][1].items():
+        assert torch.equal(value, found[1][1][name]), name

@@ -18,6 +18,9 @@ class Average:
     Args:
         model: The network; it is copied.
         decay: How much of the old average is kept in a step, such as 0.999.
+
+    Attributes:
+        module: The network with the averaged weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,6 +31,12 @@ class Average:
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
         # What is kept of the old average: nothing in the first step, then the decay.
         self._kept = torch.zeros((), device=device)
+
+    def of(self, module: nn.Module) -> "Average":
+        """Return the part of this average that ``module``, a part of :attr:`module`, holds."""
+        part = copy.copy(self)
+        part.module = module
+        return part
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

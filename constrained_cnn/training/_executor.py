@@ -32,6 +32,7 @@ class Parts:
         clip_gradient: Largest norm of the gradient, or None.
         exchange: Makes the gradients of several processes one, given the number of samples that
             this process met; None in a single process.
+        step: What a step does with these parts; None for :func:`training_step`.
         stand_in: What a process does that got none of a batch's samples, so that the others do not
             wait for it; None for nothing.
     """
@@ -43,13 +44,19 @@ class Parts:
     average: Average | None = None
     clip_gradient: float | None = None
     exchange: Callable[[int], None] | None = None
+    step: "Step | None" = None
     stand_in: Callable[[], None] | None = None
+
+
+Given = tuple[Tensor, Tensor | None]
+Step = Callable[[Parts, Tensor, Tensor], Given]
 
 
 class Executor(Protocol):
     """Runs training steps."""
 
     name: str
+    parts: Parts
     capture_seconds: float
 
     def step(self, inputs: Tensor, targets: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
@@ -86,8 +93,10 @@ class EagerExecutor:
         return training_step(self.parts, inputs, targets)
 
 
-def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> Given:
     """Move the weights once; return the loss and the count of correct answers, on the device."""
+    if parts.step is not None:
+        return parts.step(parts, inputs, targets)
     parts.optimizer.zero_grad(set_to_none=True)
     if parts.exchange is not None and not len(inputs):
         return _step_without_samples(parts, targets)

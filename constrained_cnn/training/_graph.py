@@ -7,35 +7,29 @@ step and the learning rates live on the device, what the recording moved is put 
 else Python holds is compared with what it was then.
 """
 
-import gc
-import pickle
-import random
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from operator import is_
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch import Tensor
 
 from constrained_cnn.errors import InvalidInputError, check_choice, reason_of
 from constrained_cnn.training._evaluation import EXPLAINED
 from constrained_cnn.training._executor import EagerExecutor, Executor, Parts, training_step
+from constrained_cnn.training._frozen import Kept, Watched, change_between, drawn_on_host, inventory
 from constrained_cnn.training._memory import is_out_of_memory
+from constrained_cnn.training._optimizers import prepare_optimizer
+from constrained_cnn.training._recorder import CudaRecorder, Recorder, settings_for
 
 EXECUTORS = ("auto", "eager", "graph")
 MOST_GRAPHS = 4
 REHEARSALS = 3
-FUSED_KERNELS = ((SGD, "sgd"), (Adam, "adam"), (AdamW, "adamw"), (Adagrad, "adagrad"))
 
-Result = TypeVar("Result")
 Shape = tuple[Any, ...]
 
 
@@ -89,157 +83,6 @@ def reason_against(parts: Parts, device: torch.device, steps_per_epoch: int | No
         if getattr(module, "sparse", False) is True:
             return f"{name or 'model'} has sparse gradients (sparse=True)"
     return prepare_optimizer(parts.optimizer, device)
-
-
-def prepare_optimizer(optimizer: Optimizer, device: torch.device) -> str | None:
-    """Make an optimizer read nothing on the host in its step, or return why that cannot be.
-
-    Its learning rates become float32 tensors on the device, one for each group; it uses the fused
-    kernels of torch where the device has them, else the ``capturable`` way; state that lives on the
-    host moves to the device. What it computes stays the same up to rounding. Called again it finds
-    nothing to do, and where a state was loaded meanwhile it makes good what that undid.
-    """
-    name = type(optimizer).__name__
-    groups = optimizer.param_groups
-    parameters = [part for group in groups for part in group["params"]]
-    if not all(_is_on(part, device) for part in parameters):
-        return f"{name} moves parameters that are not on {device}"
-    if any(group.get("differentiable") for group in groups):
-        return f"{name} is differentiable"
-    fused = _has_fused_kernel(optimizer, device)
-    fused = fused and all(part.is_floating_point() for part in parameters)
-    if not fused and not all("capturable" in group for group in groups):
-        return (
-            f"{name} knows neither fused nor capturable, so its step reads numbers on the host; "
-            "SGD, AdamW and most other optimizers of torch do not have to"
-        )
-    taken: set[int] = set()
-    for group in groups:
-        # Not foreach with fused, as some optimizers look at foreach first.
-        chosen = {"foreach": not fused, "fused": fused, "capturable": True}
-        group.update({key: value for key, value in chosen.items() if key in group})
-        rate = group["lr"]
-        fits = isinstance(rate, Tensor) and _is_on(rate, device) and rate.dtype == torch.float32
-        if not fits or rate.ndim or id(rate) in taken:  # torch gives all groups the same tensor
-            group["lr"] = torch.tensor(float(rate), dtype=torch.float32, device=device)
-        taken.add(id(group["lr"]))
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and not _is_on(value, device):
-                dtype = torch.float32 if key == "step" else value.dtype
-                state[key] = value.to(device, dtype)
-    return None
-
-
-def _is_on(tensor: Tensor, device: torch.device) -> bool:
-    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
-
-
-def _has_fused_kernel(optimizer: Optimizer, device: torch.device) -> bool:
-    """Whether torch has a fused step for it that takes the rate as a tensor: depends on version."""
-    for kind, name in FUSED_KERNELS:
-        if isinstance(optimizer, kind):
-            operator, key = f"aten::_fused_{name}_.tensor_lr", device.type.upper()
-            return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator, key))
-    return False
-
-
-class Recorder(Protocol):
-    """Runs steps and records them. A test puts a stand-in here that needs no GPU."""
-
-    def run(self, step: Callable[[], Result]) -> Result:
-        """Run a step in the place where steps are recorded."""
-
-    def rehearse(self, step: Callable[[], object]) -> None:
-        """Run a step, and raise RuntimeError where the host reads from the device."""
-
-    def capture(self, step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        """Record a step without executing it.
-
-        Returns:
-            What executes it, and what it returned while it was recorded.
-        """
-
-
-class CudaRecorder:
-    """Records on a CUDA device, each graph in a memory pool of its own.
-
-    Everything happens on one stream beside the current one, with the order of the two kept, and no
-    step runs on the current one. For as long as anything of a backward pass is held, autograd
-    remembers the stream of its weights, and a recording that waits for another stream breaks.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-
-    def run(self, step: Callable[[], Result]) -> Result:
-        """Run a step after what the current stream has to do, and before what it will have to."""
-        with torch.cuda.device(self._device):
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
-            try:
-                with torch.cuda.stream(self._stream):
-                    return step()
-            finally:
-                current.wait_stream(self._stream)
-
-    def rehearse(self, step: Callable[[], object]) -> None:
-        """Run a step, with torch watching for what makes the host wait.
-
-        A recording would fail there as well, but leaves more behind that has to be cleaned up.
-        """
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings():
-            # Torch warns that the mode does not see everything. The recording does.
-            warnings.simplefilter("ignore")
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            self.run(step)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-
-    def capture(self, step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        """Record a step; where that fails, leave stream and random numbers in working order."""
-        graph = torch.cuda.CUDAGraph()
-        failure: BaseException | None = None
-        collecting = gc.isenabled()
-        gc.disable()  # freeing some other graph or memory in the middle would end the recording
-        try:
-            with (
-                torch.cuda.device(self._device),
-                # torch.cuda.graph enters it too, and does not give it back where its end fails.
-                torch.cuda.stream(self._stream),
-                # Other threads may do as they like meanwhile: a DataLoader that pins memory does.
-                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-            ):
-                try:
-                    result = step()
-                except BaseException as error:
-                    failure = error
-                    raise
-        except BaseException:
-            self._clean_up()
-            if failure is not None:
-                raise failure from None  # not what the end of a broken recording says
-            raise
-        finally:
-            failure = None  # else it would hold, through its traceback, itself and the graph
-            if collecting:
-                gc.enable()
-        return graph.replay, result
-
-    def _clean_up(self) -> None:
-        """Make random numbers work after a recording that failed."""
-        torch.cuda.synchronize(self._device)
-        try:
-            torch.empty(1, device=self._device).uniform_()
-        except RuntimeError:
-            # In older torch the generator goes on believing that it is recorded. A copy does not.
-            with torch.cuda.device(self._device):
-                index = torch.cuda.current_device()
-            generator = torch.cuda.default_generators[index]
-            generator.graphsafe_set_state(generator.clone_state())
 
 
 @dataclass(frozen=True)
@@ -314,7 +157,7 @@ class GraphExecutor:
         self._graphs: dict[Shape, _Graph] = {}
         self._failure: str | None = None
         self._recorded: dict[str, Any] = {}
-        self._watched = _Watched(parts.model)
+        self._watched = Watched(parts.model)
         table = parts.rates.table
         self._rates: Tensor | None = None
         if table is not None:
@@ -366,8 +209,12 @@ class GraphExecutor:
             self._failure = prepare_optimizer(self.parts.optimizer, self._device)
         loss, count = self._recorder.run(lambda: self._eager.step(inputs, targets, index))
         if first:
-            self._losses = loss.new_zeros(self._steps)
+            # Each is one number, or several where the step is that of several networks.
+            self._losses = loss.new_zeros((self._steps, *loss.shape))
             self._loss_of = self._losses.unbind()
+            if count is not None:
+                self._counts = count.new_zeros((self._steps, *count.shape))
+                self._count_of = self._counts.unbind()
         return loss, count
 
     def _graph_for(self, inputs: Tensor, targets: Tensor, index: int) -> _Graph | None:
@@ -415,14 +262,14 @@ class GraphExecutor:
         assert self._losses is not None
         own = (self._position, self._numbers, self._losses, self._counts)
         self.parts.optimizer.zero_grad(set_to_none=True)
-        before, drawn = _inventory(self.parts, self._device), self._drawn()
-        kept = _Kept(self.parts, self._device, own)
+        before, drawn = inventory(self.parts, self._device), self._drawn()
+        kept = Kept(self.parts, self._device, own)
         # Unless it is recorded, the exchange reads on the host which gradients are missing. So the
         # rehearsal that watches for such reads goes without it.
         alone = replace(self.parts, exchange=None)
         done = False
         try:
-            with _settings_for(self._device):
+            with settings_for(self._device):
                 for rehearsal in range(1, REHEARSALS + 1):
                     self._position.fill_(index)
                     if rehearsal < REHEARSALS:
@@ -439,8 +286,8 @@ class GraphExecutor:
         finally:
             kept.put_back(structure=not done)
         if not self._recorded:
-            self._recorded = _inventory(self.parts, self._device)
-            self._watched = _Watched(self.parts.model)
+            self._recorded = inventory(self.parts, self._device)
+            self._watched = Watched(self.parts.model)
         return _Graph(inputs, targets, replay, counts)
 
     def _whole_step(self, parts: Parts, inputs: Tensor, targets: Tensor) -> bool:
@@ -452,7 +299,7 @@ class GraphExecutor:
                 torch.index_select(rates, 0, self._position, out=group["lr"].view(1))
         loss, count = training_step(parts, inputs, targets)
         # Not index_copy_, which becomes a sort under deterministic algorithms.
-        here = self._numbers == self._position
+        here = (self._numbers == self._position).view(-1, *[1] * loss.ndim)
         torch.where(here, loss.to(self._losses.dtype), self._losses, out=self._losses)
         if count is not None:
             torch.where(here, count, self._counts, out=self._counts)
@@ -460,11 +307,11 @@ class GraphExecutor:
         return count is not None
 
     def _drawn(self) -> list[bytes]:
-        return _drawn_on_host(self.parts, self._device)
+        return drawn_on_host(self.parts, self._device)
 
     def _check_moved(self, before: dict[str, Any], drawn: list[bytes]) -> None:
         """Raise RuntimeError if the steps since ``before`` moved what a graph would freeze."""
-        change = _change(before, _inventory(self.parts, self._device))
+        change = change_between(before, inventory(self.parts, self._device))
         if change is None and drawn != self._drawn():
             change = "random numbers are drawn on the host"
         if change is not None:
@@ -478,7 +325,7 @@ class GraphExecutor:
         torch.arange(start, start + self._steps, out=self._numbers)
 
     def _look_closely(self) -> None:
-        change = _change(self._recorded, _inventory(self.parts, self._device))
+        change = change_between(self._recorded, inventory(self.parts, self._device))
         if change is not None:
             raise InvalidInputError(
                 f"since the training step was recorded as a CUDA graph, {change}; the graph goes "
@@ -512,247 +359,3 @@ def _said_by(error: BaseException) -> str:
         return said
     frame = frames_outside[-1]
     return f"{said} ({frame.filename}, line {frame.lineno}, in {frame.name})"
-
-
-@contextmanager
-def _settings_for(device: torch.device) -> Iterator[None]:
-    """Set for a while how torch chooses kernels and casts, as a recording needs it."""
-    backend = torch.backends.cudnn
-    benchmark = backend.benchmark
-    # Trying kernels out is done in the rehearsals, and pays as the choice holds for the whole run.
-    repeatable = torch.are_deterministic_algorithms_enabled() or backend.deterministic
-    backend.benchmark = not repeatable
-    try:
-        # A weight that autocast has cast and kept would never be cast again.
-        with torch.autocast(
-            device.type,
-            dtype=torch.get_autocast_dtype(device.type),
-            enabled=torch.is_autocast_enabled(device.type),
-            cache_enabled=False,
-        ):
-            yield
-    finally:
-        backend.benchmark = benchmark
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where something is. Holding it keeps the address from being given to something else."""
-
-    address: int
-    held: Any = field(compare=False, repr=False)
-
-
-class _Watched:
-    """What is looked at before every step: the mode of each module, and which its weights are.
-
-    All the rest would take too long, and is looked at once an epoch.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        parts = list(model.modules())
-        self._values = [vars(part) for part in parts]
-        self._modes = [part.training for part in parts]
-        places = [(part._parameters, name) for part in parts for name in part._parameters]
-        self._holders = [holder for holder, _ in places]
-        self._names = [name for _, name in places]
-        self._weights = [holder[name] for holder, name in places]
-
-    def same(self) -> bool:
-        """Whether all is as it was when this object was made."""
-        if [values["training"] for values in self._values] != self._modes:
-            return False
-        now = map(dict.get, self._holders, self._names)
-        return all(map(is_, now, self._weights))
-
-
-PLAIN = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device)
-MODULE_OWN = frozenset(vars(nn.Module())) - {"training"}
-MOST_ITEMS = 1000  # of a longer container, such as a vocabulary, only the length is looked at
-OPTIMIZER_OWN = ("state", "param_groups", "defaults")
-
-
-def _inventory(parts: Parts, device: torch.device) -> dict[str, Any]:
-    """Return by name what a step takes from Python: numbers, and the places of tensors."""
-    return {name: _frozen(value, device) for name, value in _reachable(parts).items()}
-
-
-def _frozen(value: Any, device: torch.device) -> Any:
-    if isinstance(value, PLAIN):
-        return value
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return _Place(id(value), value)
-    if value.numel() == 1 and not _is_on(value, device):
-        return value.item()  # on the host it is a number like any other, which freezes
-    return _Place(value.data_ptr(), value.detach())
-
-
-def _change(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """Return the first difference in words; None if there is none."""
-    for name, old in before.items():
-        if name not in after:
-            return f"{name} has gone"
-        new = after[name]
-        if old is new or old == new:
-            continue
-        if isinstance(new, _Place):
-            return f"{name} has been replaced"
-        return f"{name} went from {old!r} to {new!r}"
-    return next((f"{name} has come" for name in after if name not in before), None)
-
-
-def _reachable(parts: Parts) -> dict[str, Any]:
-    """Return what a step can read or change and that is there after it, down to plain values.
-
-    What objects other than modules, tensors and containers hold is not looked at.
-    """
-    optimizer = parts.optimizer
-    moved = {id(part) for group in optimizer.param_groups for part in group["params"]}
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-
-    def look(name: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            # With a grad_fn it is left over from a forward pass, and made anew in the next.
-            if value.grad_fn is None:
-                found[name] = value
-        elif isinstance(value, nn.Module | dict | list | tuple | set):
-            if id(value) not in seen or isinstance(value, tuple):
-                seen.add(id(value))
-                look_into(name, value)
-        else:
-            found[name] = value
-
-    def look_into(name: str, value: Any) -> None:
-        if isinstance(value, nn.Module):
-            look_into_module(name, value)
-            return
-        found[f"len({name})"] = len(value)
-        if len(value) <= MOST_ITEMS:
-            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                look(f"{name}[{key!r}]", item)
-
-    def look_into_module(name: str, module: nn.Module) -> None:
-        found[name] = type(module)
-        for key, value in vars(module).items():
-            if key not in MODULE_OWN:
-                look(f"{name}.{key}", value)
-        for key, buffer in module._buffers.items():
-            found[f"{name}.{key}"] = buffer
-        for key, weight in module._parameters.items():
-            found[f"{name}.{key}"] = weight
-            if weight is not None:
-                found[f"{name}.{key}.requires_grad"] = weight.requires_grad
-                if id(weight) not in moved:
-                    # The optimizer does not reset this gradient: it adds up from step to step.
-                    found[f"{name}.{key}.grad"] = weight.grad
-        for key, child in module._modules.items():
-            look(f"{name}.{key}", child)
-
-    look("model", parts.model)
-    look("loss", parts.loss)
-    if parts.average is not None:
-        look("average", parts.average.module)
-        found["average.kept"] = parts.average.state_dict()["kept"]
-    for key, value in vars(optimizer).items():
-        if key not in OPTIMIZER_OWN:
-            look(f"optimizer.{key}", value)
-    for number, group in enumerate(optimizer.param_groups):
-        look(f"optimizer.param_groups[{number}]", group)
-        for place, part in enumerate(group["params"]):
-            if part in optimizer.state:
-                name = f"the optimizer's state of parameter {place} in group {number}"
-                look(name, optimizer.state[part])
-    return found
-
-
-def _generators(parts: Parts, device: torch.device) -> list[Any]:
-    """Return what a step could draw random numbers from, the modules of Python and NumPy too."""
-    kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-    own = [value for value in _reachable(parts).values() if isinstance(value, kinds)]
-    generators = [random, np.random, torch.default_generator, *own]
-    if device.type == "cuda":
-        number = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[number])
-    return generators
-
-
-def _where(generator: Any) -> Any:
-    """Return the state of a generator."""
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if hasattr(generator, "getstate") else generator.get_state()
-
-
-def _put(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif hasattr(generator, "setstate"):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
-
-
-def _drawn_on_host(parts: Parts, device: torch.device) -> list[bytes]:
-    """Return the states of the generators whose numbers a graph would freeze."""
-    return [
-        pickle.dumps(state.tolist() if isinstance(state, Tensor) else state)
-        for generator in _generators(parts, device)
-        if not isinstance(generator, torch.Generator) or generator.device.type != device.type
-        for state in (_where(generator),)
-    ]
-
-
-class _Kept:
-    """What a rehearsal and a recording may move, to be put back bit by bit and in place."""
-
-    def __init__(self, parts: Parts, device: torch.device, own: Iterable[Tensor]) -> None:
-        reachable = list(_reachable(parts).values())
-        tensors = [value for value in (*reachable, *own) if isinstance(value, Tensor)]
-        tensors = [value for value in tensors if value.layout == torch.strided]
-        self._aliases = [(value, value.detach()) for value in tensors]
-        # Whole storages, as tensors may overlap.
-        storages = {value.data_ptr(): value for value in (t.untyped_storage() for t in tensors)}
-        whole = [
-            torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            for storage in storages.values()
-        ]
-        self._contents = [(part, part.clone()) for part in whole]
-        self._random = [(one, _where(one)) for one in _generators(parts, device)]
-        self._containers = [(one, one.copy()) for one in _containers(parts)]
-        weights = [weight for weight in tensors if isinstance(weight, nn.Parameter)]
-        self._gradients = [(weight, weight.grad) for weight in weights]
-
-    def put_back(self, *, structure: bool) -> None:
-        """Put back gradients, the contents of tensors, and random states.
-
-        Args:
-            structure: Whether to put back as well which objects there are.
-        """
-        if structure:
-            for held, copy in self._containers:
-                held.clear()
-                held.extend(copy) if isinstance(held, list) else held.update(copy)
-            for tensor, alias in self._aliases:
-                if tensor.data_ptr() != alias.data_ptr():
-                    tensor.data = alias
-        for weight, gradient in self._gradients:
-            weight.grad = gradient
-        for content, copy in self._contents:
-            content.copy_(copy)
-        for generator, state in self._random:
-            _put(generator, state)
-
-
-def _containers(parts: Parts) -> Iterator[Any]:
-    """Yield the dictionaries, lists and sets in which a step could put something."""
-    for root in (parts.model, parts.loss):
-        for module in root.modules() if isinstance(root, nn.Module) else ():
-            values = vars(module)
-            yield from (values, module._parameters, module._buffers)
-            for name, value in values.items():
-                if name not in MODULE_OWN and isinstance(value, dict | list | set):
-                    yield value
-    optimizer = parts.optimizer
-    yield from (vars(optimizer), optimizer.state, *optimizer.state.values())
-    yield from optimizer.param_groups

@@ -8,19 +8,23 @@ kernel. Captured as a CUDA graph that is a single launch for all of them.
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
-from constrained_cnn.training._executor import Parts, count_correct
+from constrained_cnn.training._average import Average
+from constrained_cnn.training._evaluation import explained
+from constrained_cnn.training._executor import Executor, Given, Parts, count_correct
+from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._progress import Progress
-from constrained_cnn.training._run import Asked, Given, Run, Steps
+from constrained_cnn.training._run import Asked, Run, Steps
+from constrained_cnn.training._schedule import Rates
 
 Outcome = History | NonFiniteLossError
 
@@ -28,25 +32,28 @@ Outcome = History | NonFiniteLossError
 def go_side_by_side(
     runs: Sequence[Run], guard: InterruptGuard, shown: Sequence[Progress]
 ) -> list[Outcome]:
-    """Lead runs of equal length to their end, and return the history of each.
+    """Start runs of equal length, lead them to their end, and return the history of each.
 
     A run that diverges is its error, and the others go on. The batches of all must have the same
     shapes, step by step, as they have where the runs differ by their seed.
 
     Args:
-        runs: The runs, ready for their first step, of one device.
+        runs: New runs of one device, and of one configuration but for the seed.
         guard: Whether to stop.
         shown: What is told how far each is.
+
+    Raises:
+        InvalidInputError: If their optimizers are of different kinds.
     """
-    branches = Branches([run.parts for run in runs])
+    executor = _join(runs)
     outcomes: dict[int, Outcome] = {}
+    asked: dict[int, Asked] = {}
+    answers: Sequence[Any] = [None] * len(runs)  # what a generator is sent first
     with ExitStack() as stack:
         leading: dict[int, Steps] = {}
-        asked: dict[int, Asked] = {}
         for number, (run, one) in enumerate(zip(runs, shown, strict=True)):
             leading[number] = run.steps(guard, one)
             stack.callback(leading[number].close)
-        answers: Sequence[Any] = [None] * len(runs)
         while True:
             for number in list(leading):
                 try:
@@ -59,97 +66,115 @@ def go_side_by_side(
                     del leading[number]
             if not leading:
                 return [outcomes[number] for number in range(len(runs))]
-            # Of a run that has ended the last batch is met again: its branch is a part of the step.
-            batch = [asked[number] for number in range(len(runs))]
-            answers = branches.step(batch)
+            answers = _take(executor, [asked[number] for number in range(len(runs))])
+            _share_state(executor, runs)
 
 
-class Branches:
-    """One training step for several networks.
+def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
+    """Take the step of every network, and return what each gave."""
+    latest = max(asked, key=lambda one: one.number)
+    # The branch of a run that has ended stays a part of the step, and gets another one's batch.
+    asked = [one if one.number == latest.number else latest for one in asked]
+    inputs = torch.stack([one.inputs for one in asked])
+    targets = torch.stack([one.targets for one in asked])
+    with explained("train", latest.step, inputs, targets):
+        losses, counts = executor.step(inputs, targets, latest.number)
+    hits = [None] * len(asked) if counts is None else counts.unbind()
+    return list(zip(losses.unbind(), hits, strict=True))
+
+
+def _join(runs: Sequence[Run]) -> Executor:
+    """Start the runs, and return what takes a step of all of them."""
+    networks = Networks([run.plan.model for run in runs])
+    decay = runs[0].plan.config.weight_averaging
+    average = None
+    if decay is not None:
+        average = Average(networks, decay)
+        for run, network in zip(runs, average.module.children(), strict=True):
+            run.average = average.of(network)
+    for run in runs:
+        run.start()
+    own = [run.parts for run in runs]
+    parts = Parts(
+        networks,
+        own[0].loss,
+        _joined([one.optimizer for one in own]),
+        _side_by_side([one.rates for one in own]),
+        average,
+        own[0].clip_gradient,
+        step=branches_step,
+    )
+    plan = runs[0].plan
+    executor = make_executor(plan.executor, parts, plan.device, plan.train.steps)
+    for run in runs:
+        run.executor = executor
+    return executor
+
+
+class Networks(nn.Module):
+    """Several networks, each with a batch of its own; on a GPU they run beside one another.
 
     Args:
-        parts: What the step of each network works on.
-
-    Raises:
-        InvalidInputError: If their optimizers are of different kinds.
+        networks: The networks.
     """
 
-    def __init__(self, parts: Sequence[Parts]) -> None:
-        self.parts = list(parts)
-        self.optimizer = _joined([one.optimizer for one in parts])
-        device = next(parts[0].model.parameters()).device
-        self._streams: list[Any] = [None] * len(parts)
-        if device.type == "cuda":
-            self._streams = [torch.cuda.Stream(device) for _ in parts]
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        for number, network in enumerate(networks):
+            self.add_module(str(number), network)
+        self._streams: dict[torch.device, list[Any]] = {}
 
-    def step(self, asked: Sequence[Asked]) -> list[Given]:
-        """Take one step of every network, and return what each gave."""
-        for one, request in zip(self.parts, asked, strict=True):
-            groups = one.optimizer.param_groups
-            for group, rate in zip(groups, one.rates.of(request.number), strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate)
-                else:
-                    group["lr"] = rate
-        losses, counts = self.training_step(
-            [request.inputs for request in asked], [request.targets for request in asked]
-        )
-        hits: Sequence[Tensor | None] = [None] * len(asked) if counts is None else counts.unbind()
-        return list(zip(losses.unbind(), hits, strict=True))
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        """Return the outputs of each network for its part of the inputs ``(K, N, ...)``."""
+        if not inputs.is_cuda:
+            return [network(own) for network, own in zip(self.children(), inputs, strict=True)]
+        current = torch.cuda.current_stream(inputs.device)
+        streams = self._streams_on(inputs.device)
+        outputs = []
+        for network, own, stream in zip(self.children(), inputs, streams, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                outputs.append(network(own))
+        # The backward pass of each runs on the stream of its forward pass.
+        for stream in streams:
+            current.wait_stream(stream)
+        return outputs
 
-    def training_step(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Move the weights of every network once; nothing is read on the host.
+    def _streams_on(self, device: torch.device) -> list[Any]:
+        if device not in self._streams:
+            self._streams[device] = [torch.cuda.Stream(device) for _ in self.children()]
+        return self._streams[device]
 
-        Returns:
-            Losses ``(K,)`` and counts of correct answers ``(K,)``, or None.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: list[Tensor] = []
-        counts: list[Tensor | None] = []
-        fork = self._fork()
-        for one, own, labels, stream in zip(
-            self.parts, inputs, targets, self._streams, strict=True
-        ):
-            with torch.cuda.stream(stream) if stream else nullcontext():
-                if stream:
-                    stream.wait_stream(fork)
-                outputs = one.model(own)
-                losses.append(one.loss(outputs, labels).reshape(()))
-                counts.append(count_correct(outputs, labels))
-        self._join(fork)
-        # The gradient of the sum is, for each network, that of its own loss. The backward pass of a
-        # branch runs on the stream of its forward pass.
-        together = torch.stack(losses)
-        together.sum().backward()
-        for one in self.parts:
-            if one.clip_gradient is not None:
-                torch.nn.utils.clip_grad_norm_(one.model.parameters(), one.clip_gradient)
-        self.optimizer.step()
-        self._share_state()
-        for one in self.parts:
-            if one.average is not None:
-                one.average.update(one.model)
-        hits = [count for count in counts if count is not None]
-        return together.detach(), torch.stack(hits) if len(hits) == len(counts) else None
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Networks":
+        # Streams cannot be copied.
+        return Networks([copy.deepcopy(network, memo) for network in self.children()])
 
-    def _fork(self) -> Any:
-        return torch.cuda.current_stream() if self._streams[0] else None
 
-    def _join(self, fork: Any) -> None:
-        for stream in self._streams:
-            if stream:
-                fork.wait_stream(stream)
+def branches_step(parts: Parts, inputs: Tensor, targets: Tensor) -> Given:
+    """Move the weights of several networks once; nothing is read on the host.
 
-    def _share_state(self) -> None:
-        """Let the optimizer of each run hold the state of its own weights, for its checkpoint."""
-        for one in self.parts:
-            own = one.optimizer
-            for group in own.param_groups:
-                for weight in group["params"]:
-                    if weight in self.optimizer.state and weight not in own.state:
-                        own.state[weight] = self.optimizer.state[weight]
+    Args:
+        parts: What the step works on; its model is :class:`Networks`.
+        inputs: A batch for each ``(K, N, ...)``.
+        targets: Their targets ``(K, N, ...)``.
+
+    Returns:
+        Losses ``(K,)`` and counts of correct answers ``(K,)``, or None.
+    """
+    parts.optimizer.zero_grad(set_to_none=True)
+    pairs = list(zip(parts.model(inputs), targets, strict=True))
+    losses = torch.stack([parts.loss(outputs, own).reshape(()) for outputs, own in pairs])
+    # The gradient of the sum is, for each network, that of its own loss.
+    losses.sum().backward()
+    if parts.clip_gradient is not None:
+        for network in parts.model.children():
+            torch.nn.utils.clip_grad_norm_(network.parameters(), parts.clip_gradient)
+    parts.optimizer.step()
+    if parts.average is not None:
+        parts.average.update(parts.model)
+    counts = [count_correct(outputs, own) for outputs, own in pairs]
+    hits = [count for count in counts if count is not None]
+    return losses.detach(), torch.stack(hits) if len(hits) == len(counts) else None
 
 
 def _joined(optimizers: Sequence[Optimizer]) -> Optimizer:
@@ -168,3 +193,26 @@ def _joined(optimizers: Sequence[Optimizer]) -> Optimizer:
     for one in optimizers:
         joined.state.update(one.state)
     return joined
+
+
+def _share_state(executor: Executor, runs: Sequence[Run]) -> None:
+    """Let the optimizer of each run hold the state of its own weights, for its checkpoint."""
+    joined = executor.parts.optimizer.state
+    for run in runs:
+        own = run.optimizer
+        if own.state or not joined:
+            continue
+        for group in own.param_groups:
+            for weight in group["params"]:
+                if weight in joined:
+                    own.state[weight] = joined[weight]
+
+
+def _side_by_side(rates: Sequence[Rates]) -> Rates:
+    """Return the rates of all parameter groups of all runs."""
+    constant = [rate for one in rates for rate in one.constant]
+    tables = [one.table for one in rates if one.table is not None]
+    if not tables:
+        return Rates(constant)
+    steps = zip(*tables, strict=True)
+    return Rates(constant, [[rate for row in step for rate in row] for step in steps])

@@ -330,7 +330,6 @@ class Trainer:
                 judged_on = one.options["judged_on"]
                 plan = trainer._plan(models[-1], one.train, one.validation, judged_on, own, World())
                 runs.append(Run(plan, Stopwatch()))
-                runs[-1].start()
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices), no_stretching():
                 told = [Told(functools.partial(shown.end_epoch, seed)) for seed in seeds]
