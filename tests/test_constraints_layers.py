@@ -404,8 +404,8 @@ def saved_by_torch(net: nn.Module, shape: Sequence[int]) -> int:
 
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(in_place, TEN), (with_norm, TEN), (mixed, SMALL), (models.mnist_12k, MNIST)],
-    ids=["in place", "norm", "mixed", "mnist_12k"],
+    [(in_place, TEN), (with_norm, TEN), (mixed, SMALL), (models.mnist_12k_source, MNIST)],
+    ids=["in place", "norm", "mixed", "mnist_12k_source"],
 )
 def test_memory_saved_for_backward_as_autograd_saves_it(
     make: Callable[[], nn.Module], shape: tuple[int, ...]
