@@ -41,11 +41,16 @@ lint: $(DEV) ## Check style, types and import contracts.
 bench: $(DEV) ## Time a training step beside its rivals.
 	$(BIN)/python -m benchmarks.trainers $(ARGS)
 
-gpu: $(DEV) ## On a machine with a GPU: its tests, the timings, and 16 seeds of each network.
+gpu: $(DEV) ## On a machine with a GPU: its tests, the timings, and the accuracies of many seeds.
 	$(BIN)/python -m pytest -q -m gpu --timeout 3600
 	$(BIN)/python -m benchmarks.trainers --device cuda
-	$(BIN)/constrained-cnn train mnist-12k --data mnist --seeds 0-15 --device cuda
-	$(BIN)/constrained-cnn train mnist-12k-source --data mnist --seeds 0-15 --device cuda
+	$(BIN)/python -m benchmarks.many_seeds --device cuda
+	for executor in eager graph; do $(BIN)/constrained-cnn train mnist-12k --data mnist --seeds 0-15 \
+	  --device cuda --executor $$executor --out runs/gpu/$$executor --resume-if-begun || exit 1; done
+	$(BIN)/python -m benchmarks.compare_arms runs/gpu/eager runs/gpu/graph \
+	  --out benchmarks/results/executors-cuda.json
+	for recipe in mnist-12k mnist-12k-source; do $(BIN)/constrained-cnn train $$recipe --data mnist \
+	  --seeds 0-63 --device cuda --out runs/gpu/$$recipe --resume-if-begun || exit 1; done
 
 wheel: $(DEV) ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

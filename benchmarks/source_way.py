@@ -21,7 +21,7 @@ from constrained_cnn.data import ImageSet
 from constrained_cnn.errors import DataError
 from constrained_cnn.training import TrainConfig
 
-__all__ = ["Pictures", "make_loader", "train"]
+__all__ = ["Pictures", "make_loader", "train", "use_torch_parts"]
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -86,7 +86,7 @@ def train(
         The number of steps taken.
     """
     loader = make_loader(images, config.batch_size)
-    _use_torch_parts(model)
+    use_torch_parts(model)
     model.to(device)
     optimizer = config.make_optimizer(model.parameters())
     scheduler = config.make_scheduler(optimizer, config.epochs * len(loader), config.epochs)
@@ -97,7 +97,8 @@ def train(
     return steps
 
 
-def _use_torch_parts(model: nn.Module) -> None:
+def use_torch_parts(model: nn.Module) -> None:
+    """Put torch's own dropouts and pools in the place of the library's, in place."""
     for part in list(model.modules()):
         for name, child in part.named_children():
             if isinstance(child, Dropout):

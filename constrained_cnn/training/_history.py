@@ -192,16 +192,20 @@ def format_row(row: EpochRow, judged_on: str | None) -> list[str]:
     """Return the row's cells as text, aligned under :func:`headings`."""
     middle = []
     if judged_on is not None:
-        loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
+        loss = "-" if row.validation_loss is None else _loss(row.validation_loss)
         middle = [f"{loss:>9}", f"{_percent(row.validation_accuracy):>9}"]
     return [
         f"{row.epoch:>5}",
-        f"{row.train_loss:>10.4f}",
+        f"{_loss(row.train_loss):>10}",
         f"{_percent(row.train_accuracy):>9}",
         *middle,
         f"{row.learning_rate:>8.2g}",
-        f"{row.seconds:>7.1f}",
+        f"{row.seconds:>7.1f}" if row.seconds >= 1 else f"{row.seconds:>7.2f}",
     ]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
 
 
 def _percent(value: float | None) -> str:

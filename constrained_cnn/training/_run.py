@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, reason_of
@@ -32,8 +32,11 @@ from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
+from constrained_cnn.training._optimizers import use_fused_kernel
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
+    differences,
+    identity_of,
     made_on,
     restore,
     set_random_state,
@@ -47,8 +50,6 @@ from constrained_cnn.training._synchronised_norm import NormExchange
 from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stopwatch, Timings
 from constrained_cnn.training._world import World
 
-# Those of which every torch from 2.6 on has a fused step, on a CPU and on a GPU.
-FUSED = (SGD, Adam, AdamW)
 # Steps between two moments at which several processes ask one another whether to stop or to save.
 AGREE_EVERY = 16
 
@@ -130,6 +131,7 @@ class Run:
         timings: Those of the parts of the run before this one.
         optimizer: Moves the weights.
         average: Running average of the weights, or None.
+        parts: What a step works on.
         executor: Runs the steps.
     """
 
@@ -143,10 +145,11 @@ class Run:
         self._watch = watch
         self._samples = 0  # met in this part of the run
         self._saved_within = False
+        self._one_sample: tuple[Tensor, Tensor] | None = None
         config = plan.config
         if plan.make_optimizer is None:
             self.optimizer = config.make_optimizer(plan.model.parameters())
-            _use_fused_kernel(self.optimizer)
+            use_fused_kernel(self.optimizer)
         else:
             self.optimizer = plan.make_optimizer(plan.model)
             if not isinstance(self.optimizer, Optimizer) or isinstance(self.optimizer, LBFGS):
@@ -161,15 +164,18 @@ class Run:
         self._rates = Rates(
             [float(group["lr"]) for group in self.optimizer.param_groups], self._rate_table()
         )
+        self.parts: Parts
         self.executor: Executor
 
     def start(self) -> None:
         """Make ready for the first step of a new run, and show that the folder can be written."""
+        self._check_alike(resume=False)
         self._make_executor()
         self.save()
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
+        self._check_alike(resume=True)
         world, folder = self.plan.world, self.plan.folder
 
         def read() -> tuple[Path, dict[str, Any]]:
@@ -182,6 +188,24 @@ class Run:
         if world.is_first:
             warn_of_changes(state["made_on"], made_on(self))
 
+    def _check_alike(self, *, resume: bool) -> None:
+        """Raise in every process unless all of them are asked for the same run.
+
+        Otherwise they would wait for one another in different places, or each learn something else.
+        """
+        plan, world = self.plan, self.plan.world
+        if world.size == 1:
+            return
+        asked = {**identity_of(self), "words": {"folder": plan.keeps, "resume": resume}}
+        told = world.gathered(asked) or []
+        differing = world.from_first(lambda: differences(told))
+        if differing:
+            listed = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
+            raise InvalidInputError(
+                f"the processes are asked for different runs: {listed}. Give all of them the same, "
+                "and the data whole: every batch is shared out here"
+            )
+
     def _make_executor(self) -> None:
         plan = self.plan
         several = plan.world.size > 1
@@ -192,9 +216,10 @@ class Run:
             self._rates,
             self.average,
             plan.config.clip_gradient,
-            plan.world.exchanger(plan.model.parameters()) if several else None,
-            self._stand_in if several and plan.norms is not None else None,
+            exchange=plan.world.exchanger(plan.model.parameters()) if several else None,
+            stand_in=self._stand_in if several and plan.norms is not None else None,
         )
+        self.parts = parts
         self.executor = make_executor(
             plan.executor,
             parts,
@@ -206,6 +231,7 @@ class Run:
     def _stand_in(self) -> None:
         """Meet the other processes in every batch norm, with a sample that counts nothing."""
         assert self.plan.norms is not None
+        assert self._one_sample is not None
         inputs, targets = self._one_sample
         with self.plan.norms.standing_in():
             self.plan.loss(self.plan.model(inputs), targets).backward()
@@ -239,9 +265,11 @@ class Run:
                     shown.end_epoch(row)
                     self._begin_epoch()
                     self.save()
+                history = self.history()
+                shown.end_run(history)
         finally:
             self.plan.model.eval()
-        return self.history()
+        return history
 
     def history(self) -> History:
         """Return what the run gave so far."""
@@ -296,7 +324,7 @@ class Run:
         self._check_finite(epoch)
         trained = evaluation_of(*sums_over(self.plan.world, self.tally))
         self._watch.start(EVALUATION)
-        self._unite_buffers()
+        self._unite()
         if epoch == self.plan.config.epochs:
             # From here on the model is what the run gives, and no longer what could go on.
             self.save(within=True)
@@ -337,13 +365,15 @@ class Run:
         for inputs, targets in batches:
             if step == steps:
                 raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
+            if several and self._one_sample is None:
+                # Made once, as a CUDA graph needs it, and of a batch that may be without samples.
+                ones = [part.new_zeros((1, *part.shape[1:])) for part in (inputs, targets)]
+                self._one_sample = ones[0], ones[1]
             loss, correct = yield Asked(inputs, targets, first + step, epoch, step + 1)
             tally.add(loss, correct, len(inputs))
             self._samples += len(inputs)
             step += 1
             shown.advance(step)
-            if several and len(inputs):
-                self._one_sample = inputs[:1], targets[:1]
             if step == steps or (several and step % AGREE_EVERY):
                 continue
             stop, save = self._agreed(guard.requested, time.monotonic() >= self._save_at)
@@ -381,10 +411,14 @@ class Run:
         """Return which of the flags are set in any process."""
         return flags if self.plan.world.size == 1 else self.plan.world.any(*flags)
 
-    def _unite_buffers(self) -> None:
-        """Make one of the running statistics that each process has from its own samples."""
+    def _unite(self) -> None:
+        """Make one what each process has of its own: running statistics and random numbers."""
         world = self.plan.world
-        if world.size > 1 and self.plan.norms is None:
+        if world.size == 1:
+            return
+        # What is read from here on is read alike, were it in the order that a loader draws anew.
+        torch.set_rng_state(world.from_first(torch.get_rng_state))
+        if self.plan.norms is None:
             samples = self.tally.samples
             world.mean_buffers(self.plan.model, samples)
             if self.average is not None:
@@ -474,18 +508,6 @@ class Run:
         """Remove what a run wrote that was refused before its first checkpoint."""
         if self.plan.folder is not None and not self.rows and not self._saved_within:
             self.plan.folder.forget()
-
-
-def _use_fused_kernel(optimizer: Optimizer) -> None:
-    """Let one kernel move all weights, where torch has one and the options do not say otherwise.
-
-    One by one, the 28 parameters of a small network take seven times as long.
-    """
-    for group in optimizer.param_groups:
-        floats = all(part.is_floating_point() for part in group["params"])
-        chosen = any(group.get(key) for key in ("foreach", "differentiable", "capturable"))
-        if isinstance(optimizer, FUSED) and group.get("fused") is None and floats and not chosen:
-            group["fused"] = True
 
 
 def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:

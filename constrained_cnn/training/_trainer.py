@@ -73,7 +73,8 @@ class Trainer:
         optimizer: Makes an optimizer from the model, in place of the one the configuration names.
         scheduler: Makes a schedule from the optimizer, likewise.
         loss: Maps (outputs, targets) to a scalar mean, likewise.
-        progress: Whether to show progress on standard error; or a callable that is given the
+        progress: Whether to show progress: in a notebook one display with curves, elsewhere lines
+            on standard error; or a callable that is given the
             :class:`EpochRow` of every epoch instead.
         executor: What runs the training steps: ``"eager"``, operation by operation; ``"graph"``,
             captured once as a CUDA graph and replayed; ``"auto"`` for the graph where there can be
@@ -361,7 +362,7 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), no_stretching():
-                return run.go(guard, self._shown(plan))
+                return run.go(guard, self._shown(plan, run.rows))
         except NonFiniteLossError:
             raise  # its last good checkpoint stays, were it that of the start
         except Exception:
@@ -369,7 +370,7 @@ class Trainer:
                 run.forget()
             raise
 
-    def _shown(self, plan: Plan, rows: Sequence[EpochRow] = ()) -> Progress:
+    def _shown(self, plan: Plan, rows: Sequence[EpochRow]) -> Progress:
         """Return what shows how far a run is, of which ``rows`` are done already."""
         if callable(self.progress):
             return Told(self.progress)
