@@ -142,8 +142,11 @@ def _train(options: argparse.Namespace) -> int:
         "checkpoint_seconds": options.checkpoint_seconds,
     }
     device = Trainer(recipe.config, device=options.device).device
-    with World.joined(device) as world, warnings.catch_warnings():
+    several = options.seeds is not None
+    with World.joined(device, patient=several) as world, warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        if not (world.is_first or several):
+            warnings.simplefilter("ignore")  # the first process warns of the same
         options.quiet = options.quiet or not world.is_first
         if options.seeds is None:
             folder = world.from_first(
@@ -165,7 +168,13 @@ def _train(options: argparse.Namespace) -> int:
             )
         if world.is_first:
             _report(console, options, records, folder)
-    return EXIT_INTERRUPTED if records[-1].status == "interrupted" else EXIT_DONE
+    return EXIT_DONE if _stopped(records) is None else EXIT_INTERRUPTED
+
+
+def _stopped(records: "Sequence[RunRecord]") -> "RunRecord | None":
+    """Return the last run that was interrupted; where processes share the seeds, any may be."""
+    stopped = [record for record in records if record.status == "interrupted"]
+    return stopped[-1] if stopped else None
 
 
 def _report(
@@ -179,10 +188,10 @@ def _report(
         print(json.dumps(content[0] if options.seeds is None else content))
     else:
         _print_records(console, records)
-        if records[-1].status == "finished":
+        if _stopped(records) is None:
             console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
-    if records[-1].status == "interrupted":
-        last = records[-1]
+    last = _stopped(records)
+    if last is not None:
         steps = last.result.get("steps_of_next_epoch", 0)
         kept = f" and {steps} steps of the next" if steps else ""
         print(

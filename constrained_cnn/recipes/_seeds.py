@@ -67,7 +67,7 @@ def run_seeds(
     device = Trainer(recipe.config, device=options.get("device", "auto")).device
     if workers is None and device.type != "cpu":
         workers = 1
-    with World.joined(device) as world:
+    with World.joined(device, patient=True) as world:
         base = world.from_first(lambda: seeds_folder(out, name, seeds, resume=resume))
         if world.size == 1:
             found = _run_all(recipe, seeds, base, resume, workers, options)

@@ -1,7 +1,7 @@
 """What a checkpoint holds of a run, and how a run goes on from it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,18 @@ def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
         "data": plan.train.describe(),
         "processes": {"number": plan.world.size},
     }
+
+
+def differences(told: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Return in what each of several processes says something else than the first."""
+    return [
+        f"{name} is {told[0][what].get(name)!r} in process 0 and {other[what].get(name)!r} in "
+        f"process {rank}"
+        for rank, other in enumerate(told)
+        for what in other
+        for name in sorted({*told[0][what], *other[what]})
+        if other[what].get(name) != told[0][what].get(name)
+    ]
 
 
 def made_on(run: "Run") -> dict[str, Any]:

@@ -170,7 +170,7 @@ class Source:
         batches = iter(self.iterable)
         for _ in itertools.islice(batches, start):
             pass
-        if self.part[1] > 1:
+        if self.part[1] > 1 and not start:
             # A loader draws its order with its first batch, and all processes need the same.
             batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
         return self._checked(batches)

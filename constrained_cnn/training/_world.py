@@ -18,6 +18,7 @@ from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reaso
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 TIMEOUT = timedelta(minutes=10)
+PATIENCE = timedelta(days=7)
 Item = TypeVar("Item")
 NONE = 2**63 - 1  # stands for None in an exchange of integers
 
@@ -47,7 +48,7 @@ class World:
     @classmethod
     @contextmanager
     def joined(
-        cls, device: torch.device | str, *, timeout: timedelta = TIMEOUT
+        cls, device: torch.device | str, *, timeout: timedelta = TIMEOUT, patient: bool = False
     ) -> Iterator["World"]:
         """Join the processes that ``torchrun`` started, for as long as it is entered.
 
@@ -59,6 +60,8 @@ class World:
                 ``LOCAL_RANK``.
             timeout: How long to wait for the others, here and in every exchange; a group that the
                 caller has made keeps its own.
+            patient: Whether an exchange may take days, as between processes that do work of their
+                own meanwhile.
 
         Raises:
             InvalidInputError: If the environment is set by half or contradicts the group, or the
@@ -85,7 +88,7 @@ class World:
         hook = sys.excepthook
         with on_device:
             if group is None:
-                world._make_group(timeout)
+                world._make_group(timeout, PATIENCE if patient else timeout)
             try:
                 yield world
             finally:
@@ -302,8 +305,12 @@ class World:
                 "nothing between CPUs; initialise it with 'gloo', or train on 'cuda'"
             )
 
-    def _make_group(self, timeout: timedelta) -> None:
+    def _make_group(self, timeout: timedelta, patience: timedelta) -> None:
         """Meet the other processes and make the default group of torch.
+
+        Args:
+            timeout: How long to wait for them here.
+            patience: How long to wait for them in an exchange.
 
         Raises:
             ConstrainedCNNError: If they are not there in time.
@@ -323,7 +330,7 @@ class World:
                 ),
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timeout,
+                timeout=patience,
                 device_id=self.device if self.device.type == "cuda" else None,
             )
         except (RuntimeError, ValueError) as error:
