@@ -267,6 +267,23 @@ def test_a_finished_run_is_never_overwritten(resume: bool, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_command_that_is_given_repeatedly_does_its_work_once(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    break_off(out, resume="if-begun")  # it starts a run
+    record = run(out=out, resume="if-begun")  # goes on with it
+    assert untimed(record) == untimed(run(out=tmp_path / "whole"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    again = run(out=out, resume="if-begun")  # and leaves it be
+    assert again.to_dict() == record.to_dict()
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    assert after == before
+    with pytest.raises(CheckpointError, match="other config"):
+        run(out=out, resume="if-begun", seed=1)
+    with pytest.raises(InvalidInputError, match="resume='perhaps': must be True, False or"):
+        run(out=out, resume="perhaps")
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_an_unfinished_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     out = tmp_path / "run"
     break_off(out)

@@ -66,7 +66,9 @@ def test_what_was_trained_before_is_kept_and_the_trial_leaves_no_trace(tmp_path:
         make_trainer().fit(model, make_set(), folder=tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 1
-    assert int(model.norm.num_batches_tracked) == 4  # the trial's batches are not among them
+    tracked = model.norm.num_batches_tracked
+    assert tracked is not None
+    assert int(tracked) == 4  # the trial's batches are not among them
     assert model.tried[-2:] == [20, 10]
 
 

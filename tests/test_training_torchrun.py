@@ -220,6 +220,12 @@ def test_one_that_has_done_its_seeds_waits_for_the_others(two: Pool) -> None:
     assert two.run(run.share_seeds_late, device="") == [3, 3]
 
 
+def test_seeds_that_are_fitted_are_shared_out_too(two: Pool) -> None:
+    first, second = two.run(run.fit_seeds)
+    assert [seed for seed, _ in first] == [5, 1, 2]
+    assert first == second == run.fit_seeds(World())  # as in a process on its own
+
+
 # torchrun itself.
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

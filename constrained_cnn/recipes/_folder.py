@@ -40,7 +40,7 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool | 
     if not resume:
         return free
     for folder in reversed(taken):
-        if not _is_finished(folder):
+        if finished_record(folder) is None:
             _check_free(folder, resume=True)
             return folder
     if resume == IF_BEGUN:
@@ -95,7 +95,9 @@ def _named(out: str | os.PathLike[str]) -> Path:
 
 
 def _check_free(folder: Path, *, resume: bool | str) -> None:
-    if _is_finished(folder):
+    if finished_record(folder) is not None:
+        if resume == IF_BEGUN:
+            return  # it is taken as it is
         rule = "there is nothing to resume" if resume else "which is never overwritten"
         raise OutputError(
             f"{str(folder)!r} holds a finished run, {rule}; give another folder, or remove this one"
@@ -132,5 +134,9 @@ def is_begun(folder: Path) -> bool:
     return RunFolder(folder).holds_checkpoint
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / RECORD).exists() and RunRecord.load(folder).status == "finished"
+def finished_record(folder: Path) -> RunRecord | None:
+    """Return the record of a finished run in a folder; None if there is none."""
+    if not (folder / RECORD).exists():
+        return None
+    record = RunRecord.load(folder)
+    return record if record.status == "finished" else None

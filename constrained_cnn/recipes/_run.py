@@ -19,6 +19,7 @@ from constrained_cnn.recipes._folder import (
     IF_BEGUN,
     RECORD,
     check_resume,
+    finished_record,
     run_folder,
 )
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
@@ -62,7 +63,7 @@ def run(
         device: As for :class:`constrained_cnn.Trainer`.
         out: Folder of the run; None takes a new one below ``runs``.
         resume: Go on with the folder's unfinished run; ``"if-begun"`` to start one where there is
-            none, so that the same call serves for both.
+            none, and to give the record of a finished one, so that the same call serves for all.
         held_out: Number of training images to keep out and read after every epoch, in place of
             the test set; the split is stratified and always the same.
         test_curve: Read the test set after every epoch too; the record says so.
@@ -125,6 +126,9 @@ def run(
                 folder=folder if own is None else own,
                 resume=goes_on,
             )
+            kept = world.from_first(lambda: finished_record(folder))
+            if kept is not None:  # nothing was left to do, and the test set is not read again
+                return kept
             record = rules.judged(_record(recipe, trainer, model, sets, history))
             if own is not None:
                 record = _keep(own.path, record, trainer, model, sets)

@@ -2,21 +2,18 @@
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
 from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, reason_of
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
-from constrained_cnn.training._config import CONSTANT, TrainConfig
+from constrained_cnn.training._config import CONSTANT
 from constrained_cnn.training._evaluation import (
     Evaluation,
     StoppedError,
@@ -26,13 +23,13 @@ from constrained_cnn.training._evaluation import (
     explained,
     sums_over,
 )
-from constrained_cnn.training._executor import Executor, Loss, Parts
-from constrained_cnn.training._folder import HISTORY_FILES, RunFolder
+from constrained_cnn.training._executor import Executor, Parts
+from constrained_cnn.training._folder import HISTORY_FILES
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
-from constrained_cnn.training._optimizers import use_fused_kernel
+from constrained_cnn.training._plan import Plan, first_outputs_checked, make_optimizer
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
     differences,
@@ -45,56 +42,11 @@ from constrained_cnn.training._saved import (
     warn_of_changes,
 )
 from constrained_cnn.training._schedule import Rates, rate_table
-from constrained_cnn.training._source import Source, epoch_seed
-from constrained_cnn.training._synchronised_norm import NormExchange
+from constrained_cnn.training._source import epoch_seed
 from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stopwatch, Timings
-from constrained_cnn.training._world import World
 
 # Steps between two moments at which several processes ask one another whether to stop or to save.
 AGREE_EVERY = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run is made of.
-
-    Attributes:
-        config: What to do.
-        model: The network, on its device.
-        device: Where it trains.
-        train: Where training batches come from.
-        validation: What is read after every epoch, or None.
-        judged_on: What that set is: "validation" or "test".
-        classifier: Whether the loss compares classes.
-        loss: Maps (outputs, targets) to a scalar mean.
-        make_optimizer: The caller's, or None for the configuration's.
-        make_scheduler: The caller's, or None for the configuration's.
-        callables: Names of the caller's callables, which a file cannot hold.
-        folder: Where this process writes checkpoint and history, or None.
-        keeps: Whether any process does.
-        executor: What runs the steps: "auto", "eager" or "graph".
-        checkpoint_seconds: Longest time between two checkpoints within an epoch.
-        world: The processes that train the network together.
-        norms: How batch norms are synchronised among them, or None.
-    """
-
-    config: TrainConfig
-    model: nn.Module
-    device: torch.device
-    train: Source
-    validation: Source | None
-    judged_on: str
-    classifier: bool
-    loss: Loss
-    make_optimizer: Callable[[nn.Module], Optimizer] | None
-    make_scheduler: Callable[[Optimizer], LRScheduler] | None
-    callables: Sequence[str]
-    folder: RunFolder | None
-    keeps: bool
-    executor: str
-    checkpoint_seconds: float
-    world: World
-    norms: NormExchange | None
 
 
 class Asked(NamedTuple):
@@ -147,17 +99,7 @@ class Run:
         self._saved_within = False
         self._one_sample: tuple[Tensor, Tensor] | None = None
         config = plan.config
-        if plan.make_optimizer is None:
-            self.optimizer = config.make_optimizer(plan.model.parameters())
-            use_fused_kernel(self.optimizer)
-        else:
-            self.optimizer = plan.make_optimizer(plan.model)
-            if not isinstance(self.optimizer, Optimizer) or isinstance(self.optimizer, LBFGS):
-                raise InvalidInputError(
-                    f"optimizer: made {type(self.optimizer).__name__}; must make a torch optimizer "
-                    "whose step takes a single gradient, so not LBFGS"
-                )
-            _check_moves_model(self.optimizer, plan.model)
+        self.optimizer = make_optimizer(plan)
         self.average: Average | None = None
         if config.weight_averaging is not None:
             self.average = Average(plan.model, config.weight_averaging)
@@ -256,7 +198,7 @@ class Run:
         epochs = self.plan.config.epochs
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         try:
-            with shown, _first_outputs_checked(self.plan):
+            with shown, first_outputs_checked(self.plan):
                 while len(self.rows) < epochs and not self._agreed(guard.requested)[0]:
                     row = yield from self._epoch(guard, shown)
                     if row is None:
@@ -508,35 +450,3 @@ class Run:
         """Remove what a run wrote that was refused before its first checkpoint."""
         if self.plan.folder is not None and not self.rows and not self._saved_within:
             self.plan.folder.forget()
-
-
-def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
-    """Raise unless what a caller's optimizer moves are parameters of the model."""
-    own = {id(parameter) for parameter in model.parameters()}
-    moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    foreign = sum(parameter not in own for parameter in moved)
-    if foreign:
-        raise InvalidInputError(
-            f"optimizer: made one over {foreign} parameters that are not the model's; make it from "
-            "the model it is given"
-        )
-
-
-@contextmanager
-def _first_outputs_checked(plan: Plan) -> Iterator[None]:
-    """Refuse a classifier of one output at its first call: its loss is 0 whatever it says."""
-
-    def look(model: nn.Module, inputs: Any, outputs: Any) -> None:
-        handle.remove()  # once is enough, and a hook costs time
-        if plan.classifier and isinstance(outputs, Tensor) and outputs.shape[1:] == (1,):
-            raise InvalidInputError(
-                f"the model gives one output for each sample, of which loss={plan.config.loss!r} "
-                "makes 0 whatever it is; give it an output for each class, or choose another loss: "
-                "'MSELoss' for a regression, 'BCEWithLogitsLoss' for two classes in one output"
-            )
-
-    handle = plan.model.register_forward_hook(look)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -44,12 +44,14 @@ from constrained_cnn.training._many import (
     SeedsProgress,
     check_seeds,
     fit_many,
+    in_order,
     say_fitted,
     seeded_model,
     share_cores,
 )
+from constrained_cnn.training._plan import Plan
 from constrained_cnn.training._progress import EpochProgress, Progress, Told
-from constrained_cnn.training._run import Plan, Run
+from constrained_cnn.training._run import Run
 from constrained_cnn.training._side_by_side import go_side_by_side
 from constrained_cnn.training._source import Data, Source
 from constrained_cnn.training._synchronised_norm import synchronised_norms
@@ -254,7 +256,8 @@ class Trainer:
         and dropout. On a CPU the seeds are spread over processes; each gives, to the bit, what
         :meth:`fit` gives it alone with the same number of threads. On a GPU their steps are led
         side by side, as branches of one step: without dropout each gives what it gives alone up to
-        rounding; with it, the elements that are dropped are others, by the same law.
+        rounding; with it, the elements that are dropped are others, by the same law. Processes that
+        ``torchrun`` started share the seeds, each training its own.
 
         Args:
             make_model: Makes a new network, with weights from torch's global generator. For more
@@ -304,10 +307,31 @@ class Trainer:
             resume=resume,
             options={"judged_on": judged_on},
         )
+        with (
+            World.joined(self.device, patient=True)
+            if self.together
+            else nullcontext(World()) as world
+        ):
+            # Each process has its own seeds, and trains them alone.
+            own = list(seeds)[world.rank :: world.size]
+            alone = dataclasses.replace(one, trainer=self._alone())
+            several = world.gathered(self._fit_own(alone, own, workers if world.size == 1 else 1))
+            return world.from_first(lambda: in_order(seeds, several))
+
+    def _alone(self) -> "Trainer":
+        """Return the same trainer, which knows of no other processes."""
+        twin = copy.copy(self)
+        twin.together = False
+        return twin
+
+    def _fit_own(self, one: FitOne, seeds: Sequence[int], workers: int | None) -> list[Fitted]:
+        """Train these seeds in this process, or in processes of its own."""
+        if not seeds:
+            return []
         if self.device.type == "cpu":
             return fit_many(one, seeds, *share_cores(len(seeds), workers, self.threads))
         at_once = 16 if workers is None else check_integer("workers", workers, minimum=1)
-        if at_once == 1 or resume:
+        if at_once == 1 or one.resume:
             return fit_many(one, seeds, 1, 1)
         found: list[Fitted] = []
         for start in range(0, len(seeds), at_once):
@@ -322,7 +346,7 @@ class Trainer:
         models, runs = [], []
         with InterruptGuard() as guard, ExitStack() as folders:
             for seed in seeds:
-                trainer = self.with_seed(seed)
+                trainer = one.trainer.with_seed(seed)
                 models.append(seeded_model(one.make_model, seed))
                 own = None
                 if one.folder is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,6 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(days=7)
-Item = TypeVar("Item")
 NONE = 2**63 - 1  # stands for None in an exchange of integers
 
 
@@ -236,7 +235,7 @@ class World:
             )
         return held[self.rank]
 
-    def from_first(self, make: Callable[[], Item]) -> Item:
+    def from_first(self, make: Callable[[], Any]) -> Any:
         """Return to every process what rank 0 makes; the others make nothing.
 
         Args:
@@ -244,8 +243,7 @@ class World:
         """
         if self.size == 1:
             return make()
-        item: Item = self.handed([make()] * self.size if self.is_first else None)
-        return item
+        return self.handed([make()] * self.size if self.is_first else None)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -1,0 +1,115 @@
+"""What one run is made of, and what is seen to be wrong with it before it learns anything."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.training._config import TrainConfig
+from constrained_cnn.training._executor import Loss
+from constrained_cnn.training._folder import RunFolder
+from constrained_cnn.training._optimizers import use_fused_kernel
+from constrained_cnn.training._source import Source
+from constrained_cnn.training._synchronised_norm import NormExchange
+from constrained_cnn.training._world import World
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run is made of.
+
+    Attributes:
+        config: What to do.
+        model: The network, on its device.
+        device: Where it trains.
+        train: Where training batches come from.
+        validation: What is read after every epoch, or None.
+        judged_on: What that set is: "validation" or "test".
+        classifier: Whether the loss compares classes.
+        loss: Maps (outputs, targets) to a scalar mean.
+        make_optimizer: The caller's, or None for the configuration's.
+        make_scheduler: The caller's, or None for the configuration's.
+        callables: Names of the caller's callables, which a file cannot hold.
+        folder: Where this process writes checkpoint and history, or None.
+        keeps: Whether any process does.
+        executor: What runs the steps: "auto", "eager" or "graph".
+        checkpoint_seconds: Longest time between two checkpoints within an epoch.
+        world: The processes that train the network together.
+        norms: How batch norms are synchronised among them, or None.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    device: torch.device
+    train: Source
+    validation: Source | None
+    judged_on: str
+    classifier: bool
+    loss: Loss
+    make_optimizer: Callable[[nn.Module], Optimizer] | None
+    make_scheduler: Callable[[Optimizer], LRScheduler] | None
+    callables: Sequence[str]
+    folder: RunFolder | None
+    keeps: bool
+    executor: str
+    checkpoint_seconds: float
+    world: World
+    norms: NormExchange | None
+
+
+def make_optimizer(plan: Plan) -> Optimizer:
+    """Return the optimizer of a run.
+
+    Raises:
+        InvalidInputError: If the caller's makes no optimizer that can be used here.
+    """
+    if plan.make_optimizer is None:
+        optimizer = plan.config.make_optimizer(plan.model.parameters())
+        use_fused_kernel(optimizer)
+        return optimizer
+    optimizer = plan.make_optimizer(plan.model)
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS):
+        raise InvalidInputError(
+            f"optimizer: made {type(optimizer).__name__}; must make a torch optimizer "
+            "whose step takes a single gradient, so not LBFGS"
+        )
+    _check_moves_model(optimizer, plan.model)
+    return optimizer
+
+
+def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise unless what a caller's optimizer moves are parameters of the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = sum(parameter not in own for parameter in moved)
+    if foreign:
+        raise InvalidInputError(
+            f"optimizer: made one over {foreign} parameters that are not the model's; make it from "
+            "the model it is given"
+        )
+
+
+@contextmanager
+def first_outputs_checked(plan: Plan) -> Iterator[None]:
+    """Refuse a classifier of one output at its first call: its loss is 0 whatever it says."""
+
+    def look(model: nn.Module, inputs: Any, outputs: Any) -> None:
+        handle.remove()  # once is enough, and a hook costs time
+        if plan.classifier and isinstance(outputs, Tensor) and outputs.shape[1:] == (1,):
+            raise InvalidInputError(
+                f"the model gives one output for each sample, of which loss={plan.config.loss!r} "
+                "makes 0 whatever it is; give it an output for each class, or choose another loss: "
+                "'MSELoss' for a regression, 'BCEWithLogitsLoss' for two classes in one output"
+            )
+
+    handle = plan.model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
