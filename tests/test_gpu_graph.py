@@ -8,10 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import graph_steps
 import pytest
 import torch
+from graph_steps import (
+    EPOCHS,
+    OPTIMIZERS,
+    STEPS,
+    TOTAL,
+    Batch,
+    MakeOptimizer,
+    State,
+    assert_same_bits,
+    one_cycle,
+    sgd,
+    take,
+)
 from torch import Tensor, nn
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
@@ -24,7 +38,6 @@ from constrained_cnn.training._graph import (
 )
 from constrained_cnn.training._optimizers import prepare_optimizer
 from constrained_cnn.training._recorder import CudaRecorder
-from constrained_cnn.training._schedule import Rates, rate_table
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,10 +47,7 @@ pytestmark = [
 # Asked of cuBLAS before its first use, for results that repeat.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-EPOCHS, STEPS, BATCH, TAIL = 8, 7, 64, 40
-TOTAL = EPOCHS * STEPS
-Batch = tuple[Tensor, Tensor]
-State = dict[str, Tensor]
+BATCH, TAIL = 64, 40
 
 
 @pytest.fixture(scope="module")
@@ -89,29 +99,6 @@ class Net(nn.Sequential):
         return inputs
 
 
-def sgd(parameters: Any) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
-
-
-MakeOptimizer = Callable[[Any], Optimizer]
-OPTIMIZERS: dict[str, MakeOptimizer] = {
-    "SGD with Nesterov": sgd,
-    "SGD": lambda w: torch.optim.SGD(w, lr=0.1),
-    "SGD with dampening": lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9, dampening=0.4),
-    "Adam": lambda w: torch.optim.Adam(w, lr=0.01),
-    "Adam with amsgrad": lambda w: torch.optim.Adam(w, lr=0.01, amsgrad=True, weight_decay=1e-2),
-    "AdamW": lambda w: torch.optim.AdamW(w, lr=0.01),
-    "Adagrad": lambda w: torch.optim.Adagrad(w, lr=0.05, lr_decay=0.1),
-    "Adadelta": lambda w: torch.optim.Adadelta(w, lr=1.0),
-    "Adamax": lambda w: torch.optim.Adamax(w, lr=0.01),
-    "ASGD": lambda w: torch.optim.ASGD(w, lr=0.05, lambd=0.1, t0=3),
-    "NAdam": lambda w: torch.optim.NAdam(w, lr=0.01, decoupled_weight_decay=True),
-    "RAdam": lambda w: torch.optim.RAdam(w, lr=0.01),
-    "RMSprop": lambda w: torch.optim.RMSprop(w, lr=0.01, momentum=0.9, centered=True),
-    "Rprop": lambda w: torch.optim.Rprop(w, lr=0.01),
-}
-
-
 def make_parts(
     device: torch.device,
     make_optimizer: MakeOptimizer = sgd,
@@ -126,19 +113,10 @@ def make_parts(
     torch.manual_seed(1)
     model = (Net(p) if make_model is None else make_model()).to(device).train()
     optimizer = make_optimizer(model.parameters())
-    peaks = [float(group["lr"]) for group in optimizer.param_groups]
-    table = rate_table(
-        optimizer,
-        lambda trial: lr_scheduler.OneCycleLR(
-            trial, peaks, total_steps=TOTAL, cycle_momentum=False
-        ),
-        epochs=EPOCHS,
-        steps_per_epoch=STEPS,
-    )
+    rates = one_cycle(optimizer)
     average = None if decay is None else Average(model, decay)
     if prepared:
         assert prepare_optimizer(optimizer, device) is None
-    rates = Rates(peaks, table)
     return Parts(model, nn.CrossEntropyLoss(), optimizer, rates, average, clip, exchange)
 
 
@@ -172,49 +150,7 @@ def recorder_of(executor: GraphExecutor) -> Counting:
 
 
 def state_of(parts: Parts, device: torch.device) -> State:
-    """Everything that a step moves, on the CPU."""
-    state = {f"model.{name}": part for name, part in parts.model.state_dict().items()}
-    if parts.average is not None:
-        state |= {f"average.{name}": part for name, part in parts.average.state_dict().items()}
-    for number, held in enumerate(parts.optimizer.state.values()):
-        for name, part in held.items():
-            state[f"optimizer.{number}.{name}"] = torch.as_tensor(part)
-    for number, group in enumerate(parts.optimizer.param_groups):
-        state[f"rate.{number}"] = torch.as_tensor(group["lr"])
-    state["random"] = torch.cuda.get_rng_state(device)
-    return {name: part.detach().cpu().clone() for name, part in state.items()}
-
-
-def assert_same_bits(first: State, second: State) -> None:
-    assert first.keys() == second.keys()
-    for name, part in first.items():
-        assert part.dtype == second[name].dtype, name
-        assert torch.equal(part, second[name]), name
-
-
-def take(
-    executor: Executor,
-    parts: Parts,
-    batches: Sequence[Batch],
-    *,
-    epochs: int = EPOCHS,
-    start: int = 0,
-    after_step: Callable[[int], object] = lambda index: None,
-) -> list[tuple[float, int | None]]:
-    """Train as a run does, from a step on; return what each step gave, read once per epoch."""
-    given: list[tuple[float, int | None]] = []
-    for epoch in range(start // len(batches), epochs):
-        if start <= epoch * len(batches):
-            torch.manual_seed(100 + epoch)
-        parts.model.train()
-        kept = []
-        for step, (inputs, targets) in enumerate(batches):
-            index = epoch * len(batches) + step
-            if index >= start:
-                kept.append(executor.step(inputs, targets, index))
-                after_step(index)
-        given += [(float(loss), None if n is None else int(n)) for loss, n in kept]
-    return given
+    return graph_steps.state_of(parts, torch.cuda.get_rng_state(device))
 
 
 def compare(
