@@ -6,42 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small_recipe
 from killing import DONE, FAILED, attempt
-from torch import nn
 
-from constrained_cnn import data, models, recipes
-from constrained_cnn.data import Augmentation
+from constrained_cnn import data, recipes
 from constrained_cnn.recipes import Recipe
 from constrained_cnn.record import RunRecord
-from constrained_cnn.training import TrainConfig
 
 WEIGHTS = "weights.safetensors"
-
-
-@models.register_model
-def killed_net() -> nn.Module:
-    """Return a small network with everything that a checkpoint has to hold."""
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 5, stride=3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.AdaptiveAvgPool2d(3),
-        nn.Flatten(),
-        nn.Linear(36, 10),
-    )
-
-
-SMALL = recipes.register_recipe(
-    Recipe(
-        name="killed-digits",
-        about="a small run on the digits, for the tests that kill it",
-        model="killed_net",
-        data="digits",
-        augmentation=Augmentation(rotation=5.0),
-        config=TrainConfig(epochs=2, batch_size=128, weight_averaging=0.9, precise_bn=2),
-    )
-)
 
 
 def job(recipe: Recipe, folder: Path, epochs: int, checkpoint_seconds: float) -> Callable[[], None]:
@@ -101,12 +73,13 @@ def kill_and_resume(
 
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_recipe.register(monkeypatch)
     monkeypatch.setattr("constrained_cnn.recipes._run._draw", lambda *_: None)  # slow, not asked
 
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_runs_that_are_killed_again_and_again_end_the_same(tmp_path: Path) -> None:
-    killed_at = kill_and_resume(SMALL, tmp_path, epochs=2, runs=6, seed=0)
+    killed_at = kill_and_resume(small_recipe.RECIPE, tmp_path, epochs=2, runs=6, seed=0)
     assert killed_at.total() >= 6
     assert killed_at["step"] >= 1
     assert killed_at.total() - killed_at["step"] >= 1  # inside the writing of a file

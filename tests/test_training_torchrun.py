@@ -19,7 +19,8 @@ from unittest import mock
 import pytest
 import torch
 import torchrun_processes as run
-from torchrun_processes import RECIPE, STEPS, Outcome
+from small_recipe import RECIPE, STEPS, register
+from torchrun_processes import Outcome
 from world_processes import Pool
 
 from constrained_cnn import recipes
@@ -41,6 +42,11 @@ def _loaded() -> None:
     """Import once what each process of a pool needs, in the server from which they are forked."""
     forkserver.set_forkserver_preload(["torch", "torch._dynamo", "constrained_cnn.recipes"])
     forkserver.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
 
 
 @pytest.fixture(scope="module")

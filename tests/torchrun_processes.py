@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
+from small_recipe import RECIPE, register
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from constrained_cnn import ImageSet, TrainConfig, Trainer, models, recipes
-from constrained_cnn.data import Augmentation
+from constrained_cnn import ImageSet, TrainConfig, Trainer, recipes
 from constrained_cnn.errors import ConstrainedCNNError, NonFiniteLossError
 from constrained_cnn.recipes import Recipe
 from constrained_cnn.recipes._run import _load as load
@@ -259,33 +260,6 @@ def checksum(model: nn.Module) -> str:
 # The script: the command line.
 
 
-@models.register_model
-def torchrun_net() -> nn.Module:
-    """Return a small network with everything that a process has of its own."""
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 5, stride=3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.AdaptiveAvgPool2d(3),
-        nn.Flatten(),
-        nn.Linear(36, 10),
-    )
-
-
-STEPS = 45  # 1,437 digits in batches of 32; the last has 29
-RECIPE = recipes.register_recipe(
-    Recipe(
-        name="torchrun-digits",
-        about="a small run on the digits, for processes that are killed",
-        model="torchrun_net",
-        data="digits",
-        augmentation=Augmentation(rotation=5.0),
-        config=TrainConfig(epochs=2, batch_size=32, weight_averaging=0.9, precise_bn=2),
-    )
-)
-
-
 def kill_in_step(number: int) -> Any:
     """Return a patch with which this process sends itself SIGKILL before its step ``number``."""
     step = EagerExecutor.step
@@ -315,6 +289,7 @@ def main(folder: Path, *moments: str) -> None:
     """
     from constrained_cnn.cli import main as command
 
+    register(pytest.MonkeyPatch())  # for as long as this process lasts
     train = ["train", RECIPE.name, "--device", "cpu", "--checkpoint-seconds", "0"]
     rank, start = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     with mock.patch("constrained_cnn.recipes._run._draw"):
