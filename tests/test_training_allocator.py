@@ -76,7 +76,7 @@ def test_faults_vanish_within_and_come_back_after() -> None:
     )
     before, within, after = map(int, run.stdout.split())
     assert before > 10 * within, run.stdout
-    assert after > before / 2, run.stdout
+    assert after > 10 * max(within, 100), run.stdout  # how many depends on the version of torch
 
 
 def test_what_glibc_is_told(calls: Calls) -> None:

@@ -71,5 +71,8 @@ def has_fused_kernel(optimizer: Optimizer, device: torch.device) -> bool:
     for kind, name in FUSED_KERNELS:
         if isinstance(optimizer, kind):
             operator, key = f"aten::_fused_{name}_.tensor_lr", device.type.upper()
-            return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator, key))
+            try:
+                return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator, key))
+            except RuntimeError:  # torch 2.6 has no such operator for Adagrad
+                return False
     return False
