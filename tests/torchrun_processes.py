@@ -212,7 +212,7 @@ def drop(world: World) -> tuple[list[bool], list[bool]]:
 
 # Pool checks: seeds that are shared out.
 
-SHORT, LONG = 1.5, 2.0  # seconds
+SHORT, LONG = 4.0, 5.0  # seconds; a join takes a while on a busy machine
 
 
 def meet_late() -> str:
