@@ -118,15 +118,10 @@ def _check_free(folder: Path, *, resume: bool | str) -> None:
         raise OutputError(f"{str(folder)!r} holds no checkpoint: there is nothing to resume")
 
 
-def check_resume(resume: bool | str) -> bool | str:
-    """Return ``resume`` if it is True, False or ``"if-begun"``.
-
-    Raises:
-        InvalidInputError: If it is something else.
-    """
+def check_resume(resume: bool | str) -> None:
+    """Raise unless ``resume`` is True, False or ``"if-begun"``."""
     if resume is not True and resume is not False and resume != IF_BEGUN:
         raise InvalidInputError(f"resume={resume!r}: must be True, False or {IF_BEGUN!r}")
-    return resume
 
 
 def is_begun(folder: Path) -> bool:

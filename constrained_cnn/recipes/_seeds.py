@@ -11,8 +11,8 @@ from typing import Any
 
 from constrained_cnn.errors import OutputError
 from constrained_cnn.recipes._folder import (
-    RECORD,
     check_resume,
+    finished_record,
     is_begun,
     run_folder,
     seeds_folder,
@@ -96,11 +96,9 @@ def _run_all(
         folder = base / f"seed-{seed}"
         if not resume:
             run_folder(folder, recipe.name, resume=False)
-        elif (folder / RECORD).exists():
-            kept = RunRecord.load(folder)
-            if kept.status == "finished":
-                _check_same_experiment(folder, kept, recipe, seed, options)
-                records[seed] = kept
+        elif (kept := finished_record(folder)) is not None:
+            _check_same_experiment(folder, kept, recipe, seed, options)
+            records[seed] = kept
     left = [seed for seed in seeds if seed not in records]
     workers, threads = share_cores(max(1, len(left)), workers, options.get("threads"))
     if workers == 1:

@@ -97,6 +97,8 @@ class Run:
         self._watch = watch
         self._samples = 0  # met in this part of the run
         self._saved_within = False
+        self._started = time.perf_counter()  # when the epoch under way would have begun, unbroken
+        self._save_at = 0.0  # when a checkpoint is due; set when the steps begin
         self._one_sample: tuple[Tensor, Tensor] | None = None
         config = plan.config
         self.optimizer = make_optimizer(plan)

@@ -197,11 +197,10 @@ class Trainer:
                 if own is not None and not resume:
                     own.check_free()
                 plan = self._plan(model, train, validation, judged_on, own, world)
-                plan = dataclasses.replace(plan, keeps=folder is not None)
                 world.copy_from_first([*model.parameters(), *model.buffers()])
                 synchronised = self.config.sync_batch_norm and world.size > 1
                 with synchronised_norms(model, world) if synchronised else nullcontext() as norms:
-                    plan = dataclasses.replace(plan, norms=norms)
+                    plan = dataclasses.replace(plan, keeps=folder is not None, norms=norms)
                     return self._run(plan, watch, guard, resume=resume)
 
     def _plan(
