@@ -52,8 +52,9 @@ def _row(records: Sequence[RunRecord]) -> tuple[str, ...]:
     values = tuple(record.result["test_accuracy"] for record in records)
     sample = Sample(values, seeds=tuple(record.seed for record in records))
     share = sample.share(MARK)
+    precision = records[0].config.get("autocast")  # not in the oldest records
     return (
-        f"`{records[0].model}`",
+        f"`{records[0].model}`" + (f", steps in {precision}" if precision else ""),
         f"{records[0].parameters:,}",
         ", ".join(str(record.seed) for record in records),
         ", ".join(f"{value:.2f}" for value in values),

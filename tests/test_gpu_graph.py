@@ -109,6 +109,7 @@ def make_parts(
     p: float = 0.0,
     prepared: bool = True,
     exchange: Callable[[int], None] | None = None,
+    autocast: str | None = None,
 ) -> Parts:
     torch.manual_seed(1)
     model = (Net(p) if make_model is None else make_model()).to(device).train()
@@ -117,7 +118,8 @@ def make_parts(
     average = None if decay is None else Average(model, decay)
     if prepared:
         assert prepare_optimizer(optimizer, device) is None
-    return Parts(model, nn.CrossEntropyLoss(), optimizer, rates, average, clip, exchange)
+    loss = nn.CrossEntropyLoss()
+    return Parts(model, loss, optimizer, rates, average, clip, exchange, autocast=autocast)
 
 
 class Counting(CudaRecorder):
@@ -243,6 +245,7 @@ def test_channels_last_and_half_precision(device: torch.device) -> None:
     batches = [(x.to(memory_format=torch.channels_last), y) for x, y in make_batches(device)]
 
     compare(lambda: make_parts(device, make_model=in_channels_last), batches, device)
+    compare(lambda: make_parts(device, autocast="bfloat16"), batches, device)
     with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
         parts = make_parts(device)
         expected = take(EagerExecutor(parts), parts, batches)

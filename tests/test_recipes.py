@@ -427,7 +427,9 @@ def test_recipes_have_one_name_each() -> None:
         recipes.register_recipe(dataclasses.replace(TINY, about="another"))
     assert recipes.get_recipe("tiny") is TINY
     assert recipes.list_recipes() == sorted(recipes.list_recipes())
-    assert {"mnist-12k", "mnist-12k-source", "tiny"} <= set(recipes.list_recipes())
+    assert {"mnist-12k", "mnist-12k-bfloat16", "mnist-12k-source", "tiny"} <= set(
+        recipes.list_recipes()
+    )
 
 
 def test_seeds_of_another_experiment_are_not_mixed_in(tmp_path: Path) -> None:
@@ -496,7 +498,7 @@ def test_a_recipe_without_rules_has_no_report(tmp_path: Path) -> None:
 
 
 def test_the_recipes_of_the_package_name_what_they_depart_from() -> None:
-    for name in ("mnist-12k", "mnist-12k-source"):
+    for name in ("mnist-12k", "mnist-12k-bfloat16", "mnist-12k-source"):
         recipe = recipes.get_recipe(name)
         report = check(models.create_model(recipe.model), recipe.input_shape, recipe.constraints)
         assert {found.rule.name for found in report.failed} == set(recipe.departures)

@@ -55,6 +55,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         clip_gradient=draw(st.none() | st.floats(0, 100, exclude_min=True)),
         precise_bn=draw(st.none() | st.integers(1, 1000)),
         channels_last=draw(st.booleans()),
+        autocast=draw(st.sampled_from([None, "bfloat16"])),
         seed=draw(st.integers(0, 2**63 - 1)),
     )
 
@@ -149,6 +150,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "cosine"}, "must be 'constant' or the name of a class"),
     ({"precise_bn": 0}, "precise_bn=0: must be an integer of at least 1"),
     ({"channels_last": 1}, "channels_last=1"),
+    ({"autocast": "float16"}, "autocast='float16'"),
+    ({"autocast": True}, "autocast=True"),
 ]
 
 

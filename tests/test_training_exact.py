@@ -116,7 +116,7 @@ def fit_in_pieces(
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.integers(1, 5), max_size=TOTAL),
-    options=st.sampled_from([{}, EVERYTHING, ADAM]),
+    options=st.sampled_from([{}, EVERYTHING, ADAM, {"autocast": "bfloat16"}]),
     resident=st.booleans(),
     number=st.sampled_from([signal.SIGINT, signal.SIGTERM]),
 )

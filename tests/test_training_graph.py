@@ -104,6 +104,7 @@ def make_parts(
     constant: bool = False,
     prepared: bool = True,
     exchange: Callable[[int], None] | None = None,
+    autocast: str | None = None,
 ) -> Parts:
     if model is None:
         torch.manual_seed(1)
@@ -116,7 +117,14 @@ def make_parts(
     if prepared:
         assert prepare_optimizer(optimizer, CPU) is None
     return Parts(
-        model.train(), loss or nn.CrossEntropyLoss(), optimizer, rates, average, clip, exchange
+        model.train(),
+        loss or nn.CrossEntropyLoss(),
+        optimizer,
+        rates,
+        average,
+        clip,
+        exchange,
+        autocast=autocast,
     )
 
 
@@ -393,6 +401,18 @@ def test_frozen_weights_stay() -> None:
 def test_another_memory_layout() -> None:
     batches = [(x.to(memory_format=torch.channels_last), y) for x, y in BATCHES]
     compare(lambda: make_parts(), batches=batches)
+
+
+def test_lower_precision() -> None:
+    compare(lambda: make_parts(autocast="bfloat16"))
+    # A weight that is cast once and kept would learn nothing here.
+    torch.manual_seed(0)
+    expected, state = eager(make_parts(autocast="bfloat16"))
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, within = eager(make_parts(autocast="bfloat16"))
+    assert found == expected
+    assert_same_bits(within, state)
 
 
 def test_what_a_forward_pass_leaves_behind_is_no_obstacle() -> None:

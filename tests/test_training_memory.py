@@ -1,6 +1,7 @@
 """Out of memory: the error says which batch fits, and what was trained is kept."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,8 @@ def make_set() -> ImageSet:
     return ImageSet.from_arrays(images, torch.arange(60) % 4)
 
 
-def make_trainer(batch_size: int = 20) -> Trainer:
-    config = TrainConfig(epochs=2, batch_size=batch_size, learning_rate=0.01)
+def make_trainer(batch_size: int = 20, **options: Any) -> Trainer:
+    config = TrainConfig(epochs=2, batch_size=batch_size, learning_rate=0.01, **options)
     return Trainer(config, device="cpu", progress=False)
 
 
@@ -58,6 +59,15 @@ def test_the_error_says_what_fits(most: int, fits: int | None) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     if fits is not None:
         make_trainer(fits).fit(model, make_set())  # the advice is good
+
+
+def test_what_fits_is_tried_in_the_precision_of_the_step() -> None:
+    model = Hungry(10)
+    types: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    model.register_forward_hook(lambda part, _, outputs: types[part.training].add(outputs.dtype))
+    with pytest.raises(OutOfMemoryError, match="10 samples were seen to fit"):
+        make_trainer(autocast="bfloat16").fit(model, make_set())
+    assert types[True] == {torch.bfloat16}
 
 
 def test_what_was_trained_before_is_kept_and_the_trial_leaves_no_trace(tmp_path: Path) -> None:

@@ -58,7 +58,11 @@ def alone(trainer: Trainer, seed: int, make: Any = Net) -> tuple[nn.Module, Hist
     return model, trainer.with_seed(seed).fit(model, make_set(), make_set(9, 1), judged_on="test")
 
 
-@pytest.mark.parametrize("options", [{}, EVERYTHING, ADAM], ids=["plain", "everything", "adam"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, EVERYTHING, ADAM, {"autocast": "bfloat16"}],
+    ids=["plain", "everything", "adam", "autocast"],
+)
 def test_without_dropout_each_gives_what_it_gives_alone(
     options: dict[str, Any], tmp_path: Path
 ) -> None:

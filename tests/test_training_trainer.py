@@ -13,6 +13,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
+from constrained_cnn.errors import InvalidInputError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 State = dict[str, Tensor]
@@ -150,6 +151,45 @@ def test_fit_is_the_loop_one_would_write(augmented: bool) -> None:
         assert (row.validation_loss, row.validation_accuracy) == (None, None)
         assert row.seconds > 0
     assert history.status == "finished"
+
+
+def test_autocast_is_torchs_around_the_forward_pass_alone() -> None:
+    class Lowered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.training):
+                outputs: Tensor = self.net(inputs)
+            return outputs.float()
+
+    train, config = make_set(), {**CONFIG.to_dict(), "precise_bn": 2}
+    expected = Lowered()
+    by_hand = make_trainer(TrainConfig.from_dict(config)).fit(expected, train, train)
+    model = make_net()
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    model.register_forward_hook(lambda part, _, outputs: seen[part.training].add(outputs.dtype))
+    config["autocast"] = "bfloat16"
+    history = make_trainer(TrainConfig.from_dict(config)).fit(model, train, train)
+    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
+    assert [row.train_loss for row in history] == [row.train_loss for row in by_hand]
+    for parameter, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, other)
+    plain = make_net()
+    make_trainer(CONFIG).fit(plain, train)
+    assert not torch.equal(plain[0].weight, model[0].weight)  # type: ignore[index]
+
+
+def test_autocast_is_refused_where_the_device_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("Current CUDA Device does not support bfloat16")
+
+    monkeypatch.setattr(torch, "autocast", refuse)
+    with pytest.raises(InvalidInputError, match=r"autocast='bfloat16': device cpu .*leave it out"):
+        make_trainer(TrainConfig(autocast="bfloat16"))
+    make_trainer(TrainConfig())
 
 
 def test_the_gradient_is_clipped_as_torch_does() -> None:

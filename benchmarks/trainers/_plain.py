@@ -1,5 +1,6 @@
 """What needs no other library: the source's way, a raw loop, and the Trainer."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +13,7 @@ from benchmarks import source_way
 from benchmarks.trainers._task import Batch, Clock, Task
 from constrained_cnn.training import Trainer
 
-__all__ = ["eager", "graph", "raw", "source"]
+__all__ = ["bfloat16", "eager", "graph", "raw", "source"]
 
 
 def source(task: Task, clock: Clock) -> int:
@@ -81,3 +82,9 @@ def _trainer(executor: str, task: Task, clock: Clock) -> int:
 
 
 eager, graph = partial(_trainer, "eager"), partial(_trainer, "graph")
+
+
+def bfloat16(task: Task, clock: Clock) -> int:
+    """Train as the library does with its two options that trade exactness for speed."""
+    config = dataclasses.replace(task.config, autocast="bfloat16", channels_last=True)
+    return _trainer("auto", dataclasses.replace(task, config=config), clock)

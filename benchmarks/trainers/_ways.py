@@ -48,6 +48,7 @@ class Way:
 
 
 _EVERY = ("rotated", "plain", "linear", "linear-resident")
+_NETWORK = ("rotated", "plain")
 _RIVALS = ("plain", "linear")
 RAW = "raw"
 OURS = ("graph", "eager")  # the first that is there is what others are compared with
@@ -57,6 +58,7 @@ WAYS = {
     RAW: Way("raw PyTorch loop", "_plain:raw", _EVERY),
     "eager": Way("Trainer, eager", "_plain:eager", _EVERY),
     "graph": Way("Trainer, graph", "_plain:graph", _EVERY, needs_cuda=True),
+    "bfloat16": Way("Trainer, bfloat16, channels last", "_plain:bfloat16", _NETWORK),
     "lightning": Way(
         "Lightning", "_lightning:usual", _RIVALS, "pytorch-lightning", "pytorch_lightning"
     ),

@@ -115,7 +115,7 @@ class _Thinned(torch.autograd.Function):
         in_memory = thinned.as_strided((thinned.numel(),), (1,))
         dropped = places.long()
         # Not filled with 0: of NaN and infinity torch's own makes NaN.
-        in_memory.index_copy_(0, dropped, in_memory.index_select(0, dropped).mul_(0))
+        in_memory.scatter_(0, dropped, in_memory.index_select(0, dropped).mul_(0))
         ctx.save_for_backward(places)
         ctx.layout, ctx.scale = layout, scale
         return thinned

@@ -2,7 +2,7 @@
 
 >>> from constrained_cnn import recipes
 >>> recipes.list_recipes()
-['mnist-12k', 'mnist-12k-source']
+['mnist-12k', 'mnist-12k-bfloat16', 'mnist-12k-source']
 >>> recipes.get_recipe("mnist-12k").config.epochs
 19
 """

@@ -1,7 +1,7 @@
 """Recipe: what a named run is made of, and the recipes of the reference networks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from constrained_cnn.constraints import Constraints, Rule
 from constrained_cnn.data import Augmentation
@@ -59,6 +59,16 @@ def _mnist_12k() -> Recipe:
     )
 
 
+def _mnist_12k_bfloat16() -> Recipe:
+    recipe = _mnist_12k()
+    return replace(
+        recipe,
+        name="mnist-12k-bfloat16",
+        about="mnist-12k, its steps in bfloat16: quicker where the processor has it",
+        config=replace(recipe.config, autocast="bfloat16", channels_last=True),
+    )
+
+
 def _mnist_12k_source() -> Recipe:
     # The source rotated by nearest neighbour, let in a background of 1 of 255, and kept its rate
     # constant: the schedule it had written belonged to an optimizer it then replaced.
@@ -84,6 +94,7 @@ def _mnist_12k_source() -> Recipe:
 # Functions: the first optimizer that a TrainConfig tries out makes torch import for seconds.
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     "mnist-12k": _mnist_12k,
+    "mnist-12k-bfloat16": _mnist_12k_bfloat16,
     "mnist-12k-source": _mnist_12k_source,
 }
 

@@ -7,12 +7,13 @@ trainer knowing.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._schedule import Rates
 
@@ -35,6 +36,8 @@ class Parts:
         step: What a step does with these parts; None for :func:`training_step`.
         stand_in: What a process does that got none of a batch's samples, so that the others do not
             wait for it; None for nothing.
+        autocast: Name of the type that convolutions and linear layers compute in; None for that of
+            the weights.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class Parts:
     exchange: Callable[[int], None] | None = None
     step: "Step | None" = None
     stand_in: Callable[[], None] | None = None
+    autocast: str | None = None
 
 
 Given = tuple[Tensor, Tensor | None]
@@ -100,12 +104,48 @@ def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> Given:
     parts.optimizer.zero_grad(set_to_none=True)
     if parts.exchange is not None and not len(inputs):
         return _step_without_samples(parts, targets)
-    outputs = parts.model(inputs)
+    outputs = outputs_of(parts.model, inputs, parts.autocast)
     loss = parts.loss(outputs, targets)
     loss.backward()
     _move(parts, len(inputs))
     # One number, as a loss of one's own may have the shape (1,).
     return loss.detach().reshape(()), count_correct(outputs, targets)
+
+
+def outputs_of(model: nn.Module, inputs: Tensor, autocast: str | None) -> Any:
+    """Return what a model makes of inputs, computed in the type ``autocast`` names, if any.
+
+    A tensor of that type, and each of a list of them, comes back in single precision: a loss sums
+    what cancels.
+    """
+    if autocast is None:
+        return model(inputs)
+    lower = getattr(torch, autocast)
+    # Without its cache, which would go stale within an autocast of the caller's.
+    with torch.autocast(inputs.device.type, dtype=lower, cache_enabled=False):
+        outputs = model(inputs)
+
+    def lifted(one: Any) -> Any:
+        return one.float() if isinstance(one, Tensor) and one.dtype == lower else one
+
+    return [lifted(one) for one in outputs] if isinstance(outputs, list) else lifted(outputs)
+
+
+def check_autocast(autocast: str | None, device: torch.device) -> None:
+    """Raise unless ``device`` computes in the type that ``autocast`` names.
+
+    Raises:
+        InvalidInputError: If it does not.
+    """
+    if autocast is None:
+        return
+    try:
+        with torch.autocast(device.type, dtype=getattr(torch, autocast)):
+            pass
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"autocast={autocast!r}: device {device} does not compute in it ({error}); leave it out"
+        ) from error
 
 
 def _move(parts: Parts, samples: int) -> None:

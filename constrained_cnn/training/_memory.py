@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_cnn.errors import OutOfMemoryError
-from constrained_cnn.training._executor import Loss
+from constrained_cnn.training._executor import Parts, outputs_of
 
 # How torch's allocator on a CPU, and oneDNN, say it; on a GPU there is a type for it.
 _SAYINGS = ("can't allocate memory", "not enough memory", "could not create a memory object")
@@ -20,28 +20,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(
-    model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, where: str, reason: str
+    parts: Parts, inputs: Tensor, targets: Tensor, where: str, reason: str
 ) -> OutOfMemoryError:
     """Return the error that says which part of a batch fits, after trying.
 
     The model's buffers are as before afterwards, and it has no gradients.
 
     Args:
-        model: The network, in training mode.
-        loss: Maps (outputs, targets) to a scalar.
+        parts: What the step works on; its network is in training mode.
         inputs: The batch that does not fit.
         targets: Its targets.
         where: Which step it was.
         reason: What torch said.
     """
     batch_size = len(inputs)
-    buffers = [(part, part.clone()) for part in model.buffers()]
-    fits = next(
-        (n for n in _halves(batch_size) if _fits(model, loss, inputs[:n], targets[:n])), None
-    )
-    for part, value in buffers:
-        part.copy_(value)
-    model.zero_grad(set_to_none=True)
+    buffers = [(buffer, buffer.clone()) for buffer in parts.model.buffers()]
+    fits = next((n for n in _halves(batch_size) if _fits(parts, inputs[:n], targets[:n])), None)
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    parts.model.zero_grad(set_to_none=True)
     advice = (
         "not even one sample fits: a smaller network or smaller images are needed"
         if fits is None
@@ -63,16 +60,16 @@ def _halves(size: int) -> list[int]:
     return halves
 
 
-def _fits(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> bool:
-    _release(model)
+def _fits(parts: Parts, inputs: Tensor, targets: Tensor) -> bool:
+    _release(parts.model)
     failed = False
     try:
-        loss(model(inputs), targets).backward()
+        parts.loss(outputs_of(parts.model, inputs, parts.autocast), targets).backward()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         failed = True
-    _release(model)  # not before the error, whose frames hold tensors, is gone
+    _release(parts.model)  # not before the error, whose frames hold tensors, is gone
     return not failed
 
 

@@ -23,7 +23,7 @@ from constrained_cnn.training._evaluation import (
     explained,
     sums_over,
 )
-from constrained_cnn.training._executor import Executor, Parts
+from constrained_cnn.training._executor import Executor, Parts, outputs_of
 from constrained_cnn.training._folder import HISTORY_FILES
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
@@ -162,6 +162,7 @@ class Run:
             plan.config.clip_gradient,
             exchange=plan.world.exchanger(plan.model.parameters()) if several else None,
             stand_in=self._stand_in if several and plan.norms is not None else None,
+            autocast=plan.config.autocast,
         )
         self.parts = parts
         self.executor = make_executor(
@@ -178,7 +179,8 @@ class Run:
         assert self._one_sample is not None
         inputs, targets = self._one_sample
         with self.plan.norms.standing_in():
-            self.plan.loss(self.plan.model(inputs), targets).backward()
+            outputs = outputs_of(self.plan.model, inputs, self.plan.config.autocast)
+            self.plan.loss(outputs, targets).backward()
 
     def go(self, guard: InterruptGuard, shown: Progress) -> History:
         """Run the epochs that are left, until done or asked to stop."""
@@ -250,9 +252,7 @@ class Run:
             exhausted = reason_of(error)
         # Here, where nothing of the step is held any more.
         where = f"step {asked.step} of epoch {asked.epoch}"
-        raise out_of_memory(
-            self.plan.model, self.plan.loss, asked.inputs, asked.targets, where, exhausted
-        )
+        raise out_of_memory(self.parts, asked.inputs, asked.targets, where, exhausted)
 
     def _epoch(
         self, guard: InterruptGuard, shown: Progress

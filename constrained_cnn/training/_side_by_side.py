@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._evaluation import explained
-from constrained_cnn.training._executor import Executor, Given, Parts, count_correct
+from constrained_cnn.training._executor import Executor, Given, Parts, count_correct, outputs_of
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import History
 from constrained_cnn.training._interrupt import InterruptGuard
@@ -85,8 +85,9 @@ def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
 
 def _join(runs: Sequence[Run]) -> Executor:
     """Start the runs, and return what takes a step of all of them."""
+    plan = runs[0].plan
     networks = Networks([run.plan.model for run in runs])
-    decay = runs[0].plan.config.weight_averaging
+    decay = plan.config.weight_averaging
     average = None
     if decay is not None:
         average = Average(networks, decay)
@@ -103,8 +104,8 @@ def _join(runs: Sequence[Run]) -> Executor:
         average,
         own[0].clip_gradient,
         step=branches_step,
+        autocast=plan.config.autocast,
     )
-    plan = runs[0].plan
     executor = make_executor(plan.executor, parts, plan.device, plan.train.steps)
     for run in runs:
         run.executor = executor
@@ -162,7 +163,7 @@ def branches_step(parts: Parts, inputs: Tensor, targets: Tensor) -> Given:
         Losses ``(K,)`` and counts of correct answers ``(K,)``, or None.
     """
     parts.optimizer.zero_grad(set_to_none=True)
-    pairs = list(zip(parts.model(inputs), targets, strict=True))
+    pairs = list(zip(outputs_of(parts.model, inputs, parts.autocast), targets, strict=True))
     losses = torch.stack([parts.loss(outputs, own).reshape(()) for outputs, own in pairs])
     # The gradient of the sum is, for each network, that of its own loss.
     losses.sum().backward()

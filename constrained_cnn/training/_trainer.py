@@ -33,7 +33,7 @@ from constrained_cnn.training._evaluation import (
     explained,
     no_stretching,
 )
-from constrained_cnn.training._executor import Loss
+from constrained_cnn.training._executor import Loss, check_autocast
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._graph import EXECUTORS
 from constrained_cnn.training._history import TEST, VALIDATION, EpochRow, History
@@ -127,6 +127,7 @@ class Trainer:
                 )
         self.config = config
         self.device = find_device(device)
+        check_autocast(config.autocast, self.device)
         self.progress = progress
         self.executor = check_choice("executor", executor, EXECUTORS)
         self.together = check_flag("together", together)
