@@ -156,7 +156,6 @@ def exchange_numbers(world: World) -> None:
     assert world.any(False, rank == 0, rank == size - 1, True) == (False, True, True, True)
     stacked = world.stacked(torch.tensor([rank, -0.5]))
     assert stacked.tolist() == [[number, -0.5] for number in range(size)]
-    world.barrier()
 
 
 def exchange_objects(world: World) -> None:
@@ -164,18 +163,18 @@ def exchange_objects(world: World) -> None:
     state = torch.random.get_rng_state()
     torch.rand(3)
     states = world.gathered(state)
-    assert (states is None) == (not world.is_first)
-    assert torch.equal(world.handed(states), state)
+    assert torch.equal(states[world.rank], state)
+    assert not torch.equal(states[0], states[1])
     names = world.gathered({"rank": world.rank, "name": "x" * world.rank})
-    assert world.handed(names) == {"rank": world.rank, "name": "x" * world.rank}
+    assert names == [{"rank": rank, "name": "x" * rank} for rank in range(world.size)]
+    made: list[int] = []
 
+    def make() -> dict[str, int]:
+        made.append(world.rank)
+        return {"by": world.rank}
 
-def hand_too_few(world: World) -> str:
-    try:
-        world.handed([1] if world.is_first else None)
-    except ConstrainedCNNError as error:
-        return str(error)
-    raise AssertionError("handed one item to all")
+    assert world.from_first(make) == {"by": 0}
+    assert made == [0] * world.is_first
 
 
 def copy_tensors(world: World, alike: bool) -> str:

@@ -75,10 +75,8 @@ def run_seeds(
         # Each process has its own seeds, and trains them alone.
         own = seeds[world.rank :: world.size]
         alone = {**options, "together": False, "progress": False}
-        gathered = world.gathered(_run_all(recipe, own, base, resume, 1, alone))
-        found = world.from_first(
-            lambda: {seed: one for part in gathered or [] for seed, one in part.items()}
-        )
+        parts = world.gathered(_run_all(recipe, own, base, resume, 1, alone))
+        found = {seed: record for part in parts for seed, record in part.items()}
         return [found[seed] for seed in seeds if seed in found]
 
 

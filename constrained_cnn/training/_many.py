@@ -151,9 +151,9 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
     return [found[seed] for seed in seeds if seed in found]
 
 
-def in_order(seeds: Sequence[int], parts: Sequence[Sequence[Fitted]] | None) -> list[Fitted]:
+def in_order(seeds: Sequence[int], parts: Sequence[Sequence[Fitted]]) -> list[Fitted]:
     """Return what the seeds gave, which several processes trained, in the order of the seeds."""
-    found = {one.seed: one for part in parts or () for one in part}
+    found = {one.seed: one for part in parts for one in part}
     return [found[seed] for seed in seeds if seed in found]
 
 

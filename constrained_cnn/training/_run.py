@@ -141,8 +141,7 @@ class Run:
         if world.size == 1:
             return
         asked = {**identity_of(self), "words": {"folder": plan.keeps, "resume": resume}}
-        told = world.gathered(asked) or []
-        differing = world.from_first(lambda: differences(told))
+        differing = differences(world.gathered(asked))
         if differing:
             listed = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
             raise InvalidInputError(
@@ -431,7 +430,7 @@ class Run:
             self._check_finite(len(self.rows) + 1)
         ranks = self.plan.world.gathered(state_of_rank(self))
         folder = self.plan.folder
-        if folder is None or ranks is None:  # another process writes
+        if folder is None:  # another process writes
             self._save_at = time.monotonic() + self.plan.checkpoint_seconds
             return
         before = self._watch.start(SAVING)

@@ -315,8 +315,8 @@ class Trainer:
             # Each process has its own seeds, and trains them alone.
             own = list(seeds)[world.rank :: world.size]
             alone = dataclasses.replace(one, trainer=self._alone())
-            several = world.gathered(self._fit_own(alone, own, workers if world.size == 1 else 1))
-            return world.from_first(lambda: in_order(seeds, several))
+            fitted = self._fit_own(alone, own, workers if world.size == 1 else 1)
+            return in_order(seeds, world.gathered(fitted))
 
     def _alone(self) -> "Trainer":
         """Return the same trainer, which knows of no other processes."""

@@ -199,8 +199,8 @@ class World:
         self._reduce(given, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in given.tolist())
 
-    def gathered(self, item: Any) -> list[Any] | None:
-        """Return the items of all processes, in order, to rank 0; None to the others.
+    def gathered(self, item: Any) -> list[Any]:
+        """Return the items of all processes, in order, to each of them.
 
         Args:
             item: A tensor, which arrives on the CPU, or plain data; small, as it is pickled.
@@ -211,29 +211,7 @@ class World:
         items: list[Any] = [None] * self.size
         with self._answered():
             dist.all_gather_object(items, item)
-        return items if self.is_first else None
-
-    def handed(self, items: Sequence[Any] | None) -> Any:
-        """Return to each process its own of the items that rank 0 holds.
-
-        Args:
-            items: What :meth:`gathered` gives: one for each process in rank 0, None in the others.
-
-        Raises:
-            InvalidInputError: In every process, if there is not one item for each.
-        """
-        box = [items]
-        if self.size > 1:
-            with self._answered():
-                dist.broadcast_object_list(box, 0)
-        held = box[0]
-        count = 0 if held is None else len(held)
-        if held is None or count != self.size:
-            raise InvalidInputError(
-                f"items: rank 0 holds {count}, and there are {self.size} processes; it needs one "
-                "for each"
-            )
-        return held[self.rank]
+        return items
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """Return to every process what rank 0 makes; the others make nothing.
@@ -243,11 +221,10 @@ class World:
         """
         if self.size == 1:
             return make()
-        return self.handed([make()] * self.size if self.is_first else None)
-
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.any(False)
+        box = [make() if self.is_first else None]
+        with self._answered():
+            dist.broadcast_object_list(box, 0)
+        return box[0]
 
     def add_up(self, tensor: Tensor) -> None:
         """Make ``tensor`` its sum over the processes, in place, with nothing read on the host."""
@@ -315,11 +292,10 @@ class World:
         """
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            meet: Any = dist.rendezvous  # type: ignore[attr-defined]
-            store = next(meet("env://", self.rank, self.size, timeout=timeout))[0]
+            store = _store(place, self.rank, self.size, timeout)
             store.set_timeout(timeout)
-            # The store of torchrun outlives a group, and the addresses of an earlier one are still
-            # in it. Every process counts its groups there, so all of them come to the same number.
+            # The store outlives a group, and the addresses of an earlier one are still in it.
+            # Every process counts its groups there, so all of them come to the same number.
             number = store.add(f"constrained_cnn/groups_of_{self.rank}", 1)
             dist.init_process_group(
                 BACKENDS[self.device.type],
@@ -337,6 +313,22 @@ class World:
                 f"{timeout.total_seconds():g} seconds: {reason_of(error)}. All {self.size} "
                 "processes must be started, and must reach that address"
             ) from error
+
+
+_STORES: dict[tuple[str, int, int], Any] = {}
+
+
+def _store(place: str, rank: int, size: int, timeout: timedelta) -> Any:
+    """Return where the processes find one another, made once for all groups of this process.
+
+    Without torchrun it lives in rank 0. Were it made anew for every group, a process that is early
+    could meet the one that is about to close, and wait there for nobody.
+    """
+    key = place, rank, size
+    if key not in _STORES:
+        meet: Any = dist.rendezvous  # type: ignore[attr-defined]
+        _STORES[key] = next(meet("env://", rank, size, timeout=timeout))[0]
+    return _STORES[key]
 
 
 class _Exchange:
