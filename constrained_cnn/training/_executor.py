@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._schedule import Rates
 
@@ -129,23 +128,6 @@ def outputs_of(model: nn.Module, inputs: Tensor, autocast: str | None) -> Any:
         return one.float() if isinstance(one, Tensor) and one.dtype == lower else one
 
     return [lifted(one) for one in outputs] if isinstance(outputs, list) else lifted(outputs)
-
-
-def check_autocast(autocast: str | None, device: torch.device) -> None:
-    """Raise unless ``device`` computes in the type that ``autocast`` names.
-
-    Raises:
-        InvalidInputError: If it does not.
-    """
-    if autocast is None:
-        return
-    try:
-        with torch.autocast(device.type, dtype=getattr(torch, autocast)):
-            pass
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"autocast={autocast!r}: device {device} does not compute in it ({error}); leave it out"
-        ) from error
 
 
 def _move(parts: Parts, samples: int) -> None:

@@ -21,10 +21,11 @@ LONG_SECONDS = 1.0  # of an epoch whose steps have a rate of their own, without 
 EARLIER_EPOCHS = 5  # that a terminal repeats of a run that goes on
 
 
-class Progress(Protocol):
-    """What is told how far a run is; entered before its first step."""
+class Progress:
+    """What is told how far a run is; entered before its first step. This one shows nothing."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
@@ -46,34 +47,15 @@ class Progress(Protocol):
         """The run is over, finished or interrupted; this is what it gave."""
 
 
-class Told:
+class Told(Progress):
     """Passes the row of every epoch on; for a run that another process watches."""
 
     def __init__(self, tell: Callable[[EpochRow], None]) -> None:
         self._tell = tell
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def start_epoch(self, epoch: int, done: int = 0) -> None:
-        """Nothing is shown."""
-
-    def advance(self, step: int) -> None:
-        """Nothing is shown."""
-
     def end_epoch(self, row: EpochRow) -> None:
         """Pass it on."""
         self._tell(row)
-
-    def end_run(self, history: History) -> None:
-        """Nothing is shown."""
 
 
 class View(Protocol):
@@ -142,7 +124,7 @@ class Lines:
         self._console.print("\n".join(lines), style=style)
 
 
-class EpochProgress:
+class EpochProgress(Progress):
     """Epoch by epoch what a run gives, and how far it is; at the end, where the time went.
 
     In a notebook it is one display with curves; in a terminal a line per epoch, on standard error,

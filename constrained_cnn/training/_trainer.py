@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -25,6 +24,7 @@ from constrained_cnn.errors import (
 )
 from constrained_cnn.training._allocator import keep_freed_memory
 from constrained_cnn.training._config import TrainConfig
+from constrained_cnn.training._device import check_autocast, find_device
 from constrained_cnn.training._evaluation import (
     Evaluation,
     check_fits,
@@ -33,7 +33,7 @@ from constrained_cnn.training._evaluation import (
     explained,
     no_stretching,
 )
-from constrained_cnn.training._executor import Loss, check_autocast
+from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._graph import EXECUTORS
 from constrained_cnn.training._history import TEST, VALIDATION, EpochRow, History
@@ -57,7 +57,7 @@ from constrained_cnn.training._source import Data, Source
 from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._threads import using_threads
 from constrained_cnn.training._timings import Stopwatch
-from constrained_cnn.training._world import World, local_rank
+from constrained_cnn.training._world import World
 
 CLASSIFIER_LOSSES = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 
@@ -480,37 +480,3 @@ class Trainer:
     @property
     def _is_classifier(self) -> bool:
         return "loss" not in self.callables and self.config.loss in CLASSIFIER_LOSSES
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """Return the torch device that ``device`` names.
-
-    Raises:
-        InvalidInputError: If there is no such device here.
-    """
-    if str(device) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidInputError(
-            f"device={device!r}: must be 'auto', 'cpu', 'cuda', 'cuda:0' or the like"
-        ) from error
-    if found.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InvalidInputError(f"device={str(device)!r}: this machine has no CUDA device")
-        index = found.index
-        if index is None:  # of several processes each has the GPU of its number
-            place = local_rank()
-            index = torch.cuda.current_device() if place is None else place
-        if index >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
-            raise InvalidInputError(f"device={str(device)!r}: there are {count} CUDA devices here")
-        return torch.device("cuda", index)
-    if found.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise InvalidInputError("device='mps': this machine has no MPS device")
-        warnings.warn("training on MPS is untested; compare with a CPU run", stacklevel=3)
-    elif found.type != "cpu":
-        raise InvalidInputError(f"device={str(device)!r}: only 'cpu', 'cuda' and 'mps' are known")
-    return found
