@@ -6,7 +6,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,12 @@ import torch
 from torch import nn
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer, errors
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
+from constrained_cnn.errors import (
+    ConstrainedCNNError,
+    InvalidInputError,
+    NonFiniteLossError,
+    OutputError,
+)
 from constrained_cnn.training import Fitted, History
 from constrained_cnn.training._many import share_cores
 from constrained_cnn.training._threads import _quota, usable_cores
@@ -186,7 +194,8 @@ if __name__ == "__main__":
 """
 
 
-def test_a_signal_stops_all_of_them_and_loses_nothing(tmp_path: Path) -> None:
+def start_script(tmp_path: Path) -> tuple["subprocess.Popen[str]", list[Path]]:
+    """Start the script; return it, and the folders of its first two seeds, once both are begun."""
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
@@ -196,12 +205,18 @@ def test_a_signal_stops_all_of_them_and_loses_nothing(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    begun = [out / f"seed-{seed}" / "history.jsonl" for seed in (0, 1)]
+    folders = [out / "seed-0", out / "seed-1"]
+    begun = [folder / "history.jsonl" for folder in folders]
     deadline = time.monotonic() + 120
     while not all(path.exists() and path.read_text() for path in begun):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
+    return process, folders
+
+
+def test_a_signal_stops_all_of_them_and_loses_nothing(tmp_path: Path) -> None:
+    process, folders = start_script(tmp_path)
     process.send_signal(signal.SIGTERM)
     printed, errors_ = process.communicate(timeout=60)
     assert process.returncode == 0, errors_
@@ -209,5 +224,62 @@ def test_a_signal_stops_all_of_them_and_loses_nothing(tmp_path: Path) -> None:
     rows = [line.split() for line in printed.splitlines()]
     assert [row[:2] for row in rows] == [["0", "interrupted"], ["1", "interrupted"]]
     for seed, _, steps in rows:
-        state = torch.load(out / f"seed-{seed}" / "checkpoint.pt", weights_only=True)
+        state = torch.load(folders[int(seed)] / "checkpoint.pt", weights_only=True)
         assert 4 * state["epoch"] + state["step"] == int(steps)
+
+
+def test_when_the_first_process_is_killed_the_others_end_too(tmp_path: Path) -> None:
+    process, folders = start_script(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)  # until no process has its pipes any more
+    for folder in folders:
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        assert state["epoch"] < 50
+        assert {file.name for file in folder.iterdir()} == {
+            *("checkpoint.pt", "checkpoint-before.pt"),
+            *("history.jsonl", "history.csv"),
+        }
+
+
+@pytest.fixture
+def when_begun(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return what lets every process of a pool get signals as soon as it is there."""
+
+    def send_at_once(*numbers: signal.Signals) -> None:
+        spawn = util.spawnv_passfds
+
+        def spawn_and_send(path: Any, words: Any, passed: Any) -> int:
+            pid = spawn(path, words, passed)
+            if b"spawn_main" in b"".join(os.fsencode(word) for word in words):
+                for number in numbers:
+                    os.kill(pid, number)
+            return pid
+
+        monkeypatch.setattr(util, "spawnv_passfds", spawn_and_send)
+
+    return send_at_once
+
+
+def test_a_signal_to_processes_that_are_not_ready_is_for_the_first_to_pass_on(
+    when_begun: Callable[..., None],
+) -> None:
+    when_begun(signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    found = make_trainer().fit_many(Net, [3, 0], make_set(), make_set(9, 1), workers=2)
+    assert_as_alone(found, [3, 0])
+
+
+def test_a_process_that_is_killed_before_it_is_ready_is_an_error(
+    when_begun: Callable[..., None],
+) -> None:
+    when_begun(signal.SIGKILL)
+    images = make_set(4000)  # more than a pipe holds
+    with pytest.raises(ConstrainedCNNError, match="a process that .* perhaps because memory"):
+        make_trainer().fit_many(Net, [3, 0], images, workers=2)
+
+
+def test_nowhere_to_write_for_the_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(OutputError, match=r"cannot write .* bytes .* TMPDIR names another"):
+        make_trainer().fit_many(Net, [3, 0], make_set(), workers=2)
