@@ -273,7 +273,7 @@ def test_a_process_that_is_killed_before_it_is_ready_is_an_error(
 ) -> None:
     when_begun(signal.SIGKILL)
     images = make_set(4000)  # more than a pipe holds
-    with pytest.raises(ConstrainedCNNError, match="a process that .* perhaps because memory"):
+    with pytest.raises(ConstrainedCNNError, match=r"a process that .* perhaps because memory"):
         make_trainer().fit_many(Net, [3, 0], images, workers=2)
 
 
