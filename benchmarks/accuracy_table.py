@@ -39,7 +39,7 @@ def load_records(folder: Path = RUNS) -> dict[str, list[RunRecord]]:
     for file in sorted(folder.glob("*.json")):
         record = RunRecord.load(file)
         found.setdefault(record.recipe, []).append(record)
-    return {recipe: sorted(records, key=lambda r: r.seed) for recipe, records in found.items()}
+    return {recipe: sorted(found[recipe], key=lambda r: r.seed) for recipe in sorted(found)}
 
 
 def table(runs: dict[str, list[RunRecord]]) -> str:
