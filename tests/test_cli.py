@@ -149,6 +149,12 @@ def test_a_folder_with_brackets_is_printed_as_it_is(capsys: Captured) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_workers_are_for_seeds(capsys: Captured) -> None:
+    assert train("--workers", "2") == 2
+    assert "--workers: shares out --seeds, and there are none" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_range_of_seeds_gives_a_run_each_and_their_mean(capsys: Captured) -> None:
     assert train("--seeds", "0-1", "--workers", "1") == 0
     folder = Path("runs/tiny-seeds-0-to-1")
@@ -244,6 +250,7 @@ def test_an_unknown_recipe_suggests_the_nearest(capsys: Captured, tmp_path: Path
         (["train", "tiny", "--seeds", "3-1"], 2, "'3-1': must be A-B with A <= B"),
         (["train", "tiny", "--seeds", "five"], 2, "'five': must be A-B"),
         (["train", "tiny", "--seed", "1", "--seeds", "0-1"], 2, "not allowed with"),
+        (["train", "tiny", "--seed", "0", "--seeds", "0-1"], 2, "not allowed with"),
         (["train", "tiny", "--data", "cifar"], 2, "invalid choice: 'cifar'"),
         (["train", "tiny", "--epochs", "1.5"], 2, "invalid int value: '1.5'"),
     ],

@@ -277,8 +277,13 @@ def test_a_command_that_is_given_repeatedly_does_its_work_once(tmp_path: Path) -
     assert again.to_dict() == record.to_dict()
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
     assert after == before
-    with pytest.raises(CheckpointError, match="other config"):
+    # The record says enough: what goes with a run may have been removed since.
+    for name in ("checkpoint.pt", "checkpoint-before.pt", "history.jsonl", "history.csv"):
+        (out / name).unlink()
+    assert run(out=out, resume="if-begun").to_dict() == record.to_dict()
+    with pytest.raises(OutputError, match="of another kind: seed was 0 and is 1"):
         run(out=out, resume="if-begun", seed=1)
+    assert not (out / "checkpoint.pt").exists()
     with pytest.raises(InvalidInputError, match="resume='perhaps': must be True, False or"):
         run(out=out, resume="perhaps")
 
@@ -372,6 +377,15 @@ def test_a_finished_run_of_another_kind_is_not_kept(tmp_path: Path) -> None:
     slower = dataclasses.replace(TINY, config=TrainConfig(epochs=EPOCHS, learning_rate=0.01))
     with pytest.raises(OutputError, match=r"learning_rate was 0\.1 and is 0\.01"):
         recipes.run_seeds(slower, [0, 1], resume=True, **options)
+    for other in ({"augmentation": Augmentation(rotation=9.0)}, {"model": "mnist_12k"}):
+        with pytest.raises(OutputError, match=f"{next(iter(other))} was"):
+            recipes.run_seeds(dataclasses.replace(TINY, **other), [0], resume=True, **options)
+    record = RunRecord.load(tmp_path / "seed-0")
+    data = {**record.data, "train": {**record.data["train"], "checksum": "0" * 64}}
+    dataclasses.replace(record, data=data).save(tmp_path / "seed-0" / "record.json")
+    with pytest.raises(OutputError, match=r"train was .*checksum"):
+        recipes.run_seeds("tiny", [0, 1], resume=True, **options)
+    record.save(tmp_path / "seed-0" / "record.json")
     shutil.copytree(tmp_path / "seed-1", tmp_path / "seed-7")
     with pytest.raises(OutputError, match="seed was 1 and is 7"):
         recipes.run_seeds("tiny", [0, 7], resume=True, **options)

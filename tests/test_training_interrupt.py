@@ -1,5 +1,6 @@
 """Ctrl-C: the first stops after the step in flight and loses nothing, the second stops at once."""
 
+import io
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from constrained_cnn import ImageSet, RunRecord, TrainConfig, Trainer
 from constrained_cnn.cli import main
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training import History
+from constrained_cnn.training._interrupt import InterruptGuard
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EPOCHS = 3
@@ -115,6 +117,49 @@ def test_an_error_restores_the_handler(usual_handler: object) -> None:
     with pytest.raises(InvalidInputError, match="ZeroDivisionError"):
         trainer.fit(make_net(), make_set())
     assert signal.getsignal(signal.SIGINT) is usual_handler
+
+
+def test_within_another_run_both_stop(usual_handler: object) -> None:
+    inner: list[History] = []
+
+    def train_another(row: object) -> None:
+        inner.append(fit(make_net(), PressesCtrlC(2 if len(inner) == 1 else None)))
+
+    trainer = Trainer(CONFIG, device="cpu", progress=train_another)
+    outer = trainer.fit(make_net(), make_set())
+    assert [one.status for one in inner] == ["finished", "interrupted"]
+    assert (outer.status, len(outer)) == ("interrupted", 2)
+    assert signal.getsignal(signal.SIGINT) is usual_handler
+    assert fit(make_net(), PressesCtrlC(None)).status == "finished"  # it is over
+
+
+def test_who_asked_before_a_run_began_is_not_forgotten(usual_handler: object) -> None:
+    with InterruptGuard(quiet=True) as guard:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert guard.requested
+        stopped = fit(make_net(), PressesCtrlC(None))
+    assert (stopped.status, len(stopped), stopped.steps_of_next) == ("interrupted", 0, 0)
+
+
+def test_nobody_has_to_read_that_it_stops(
+    tmp_path: Path, usual_handler: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    history = fit(make_net(), PressesCtrlC(2), folder=tmp_path)
+    assert (history.status, history.steps_of_next) == ("interrupted", 2)
+
+
+def test_an_epoch_is_kept_before_it_is_shown(tmp_path: Path) -> None:
+    def fail(row: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Trainer(CONFIG, device="cpu", progress=fail).fit(make_net(), make_set(), folder=tmp_path)
+    assert len(History.load(tmp_path / "history.jsonl")) == 1
 
 
 def test_another_thread_leaves_the_handler_alone(usual_handler: object) -> None:

@@ -4,10 +4,14 @@ import errno
 import io
 import os
 import pickle
+import signal
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -462,3 +466,117 @@ def test_a_rate_that_is_too_high_is_noticed_without_a_folder() -> None:
     with pytest.raises(NonFiniteLossError, match="lower the learning rate") as caught:
         make_trainer(config).fit(make_net(), make_set())
     assert "checkpoint" not in str(caught.value)
+
+
+def stop_and_go_on(folder: Path, make: Any, **options: Any) -> History:
+    """Break a run off in its second epoch, and go on to its end; it must be as if unbroken."""
+    loss = options.pop("loss", nn.CrossEntropyLoss())
+    trainer = Trainer(CONFIG, device="cpu", progress=False, loss=loss, **options)
+    whole, model = make(), make()
+    unbroken = trainer.fit(whole, make_loader())
+    with pytest.raises(PowerCutError):
+        trainer.fit(model, Fragile(make_loader(), 1), folder=folder)
+    again = make()
+    history = trainer.fit(again, make_loader(), folder=folder, resume="if-begun")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert [row.train_loss for row in history] == [row.train_loss for row in unbroken]
+    return history
+
+
+def test_what_is_not_trained_may_be_infinite(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0, 0.0]))
+            self.frozen = nn.Parameter(torch.full((2,), -torch.inf), requires_grad=False)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.net(inputs)
+            return outputs
+
+    assert stop_and_go_on(tmp_path, Masked).status == "finished"
+
+
+def test_an_optimizer_of_ones_own_may_be_given_numpys_numbers(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        options: dict[str, Any] = {"weight_decay": np.float64(1e-3), "eps": np.float32(1e-6)}
+        return torch.optim.AdamW(model.parameters(), lr=0.01, **options)
+
+    assert stop_and_go_on(tmp_path, make, optimizer=optimizer).status == "finished"
+
+
+def test_a_history_that_is_missing_or_behind_is_written_again(tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, device="cpu", progress=False)
+    rows = trainer.fit(make_net(), make_set(), folder=tmp_path).rows
+    kept = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").write_text("".join(kept.splitlines(keepends=True)[:-1]))
+    (tmp_path / "history.jsonl").unlink()
+    trainer.fit(make_net(), make_set(), folder=tmp_path, resume=True)
+    assert (tmp_path / "history.csv").read_text() == kept
+    assert History.load(tmp_path / "history.jsonl").rows == rows
+
+
+def test_readings_of_the_test_set_do_not_become_those_of_a_validation_set(tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, device="cpu", progress=False)
+    with pytest.raises(PowerCutError):
+        trainer.fit(
+            make_net(), Fragile(make_loader(), 1), make_set(1), judged_on="test", folder=tmp_path
+        )
+    with pytest.raises(CheckpointError, match="judged_on was 'test' and is 'validation'"):
+        trainer.fit(make_net(), make_loader(), make_set(1), folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(CONFIG, device="cpu", progress=False)
+    trainer.fit(make_net(), make_set(), folder=tmp_path)
+    names = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(CheckpointError, match=r"cannot be read: .*Input/output error"):
+            trainer.fit(make_net(), make_set(), folder=tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == names
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_folder(tmp_path: Path) -> None:
+    forked: list[int] = []
+
+    def fork(row: object) -> None:
+        pid = os.fork()
+        if not pid:
+            time.sleep(60)
+            os._exit(0)
+        forked.append(pid)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+            Trainer(CONFIG, device="cpu", progress=fork).fit(
+                make_net(), make_set(), folder=tmp_path
+            )
+        trainer = Trainer(CONFIG, device="cpu", progress=False)
+        assert len(trainer.fit(make_net(), make_set(), folder=tmp_path, resume=True)) == EPOCHS
+    finally:
+        for pid in forked:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_resume_is_one_of_three_words(tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, device="cpu", progress=False)
+    with pytest.raises(InvalidInputError, match="resume='yes': must be True, False or 'if-begun'"):
+        trainer.fit(make_net(), make_set(), folder=tmp_path, resume="yes")
+    first = trainer.fit(make_net(), make_set(), folder=tmp_path, resume="if-begun")
+    assert trainer.fit(make_net(), make_set(), folder=tmp_path, resume="if-begun") == first

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from constrained_cnn import ImageSet, TrainConfig, Trainer, recipes
 from constrained_cnn.errors import ConstrainedCNNError, NonFiniteLossError
 from constrained_cnn.recipes import Recipe
-from constrained_cnn.recipes._run import _load as load
+from constrained_cnn.recipes._run import load_sets as load
 from constrained_cnn.training import World
 from constrained_cnn.training._executor import EagerExecutor
 
@@ -294,7 +294,7 @@ def main(folder: Path, *moments: str) -> None:
     rank, start = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     with mock.patch("constrained_cnn.recipes._run._draw"):
         if start == 0:
-            with mock.patch("constrained_cnn.recipes._run._load", load_and_warn):
+            with mock.patch("constrained_cnn.recipes._run.load_sets", load_and_warn):
                 assert command([*train, "--out", str(folder / "whole")]) == 0
             assert command([*train, "--seeds", "0-3", "--out", str(folder / "seeds")]) == 0
         elif rank == 0:

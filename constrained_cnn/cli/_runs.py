@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from constrained_cnn.cli._layers import layer_table
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_INTERRUPTED
-from constrained_cnn.errors import CheckpointError, DataError
+from constrained_cnn.errors import CheckpointError, DataError, InvalidInputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
+    which.add_argument("--seed", type=int, help="seed of the run (default 0)")
     which.add_argument("--seeds", type=_seed_range, metavar="A-B", help="a run for each of A to B")
     parser.add_argument("--epochs", type=int, help="in place of the recipe's")
     parser.add_argument("--data", choices=DATA_NAMES, help="in place of the recipe's")
@@ -143,6 +143,10 @@ def _train(options: argparse.Namespace) -> int:
     }
     device = Trainer(recipe.config, device=options.device).device
     several = options.seeds is not None
+    if options.workers is not None and not several:
+        raise InvalidInputError("--workers: shares out --seeds, and there are none; leave it out")
+    if options.seed is None:
+        options.seed = 0
     with World.joined(device, patient=several) as world, warnings.catch_warnings():
         warnings.showwarning = _show_warning
         if not (world.is_first or several):
@@ -168,7 +172,8 @@ def _train(options: argparse.Namespace) -> int:
             )
         if world.is_first:
             _report(console, options, records, folder)
-    return EXIT_DONE if _stopped(records) is None else EXIT_INTERRUPTED
+    whole = len(records) == (len(options.seeds) if several else 1)
+    return EXIT_DONE if whole and _stopped(records) is None else EXIT_INTERRUPTED
 
 
 def _stopped(records: "Sequence[RunRecord]") -> "RunRecord | None":
@@ -181,6 +186,12 @@ def _report(
     console: "Console", options: argparse.Namespace, records: "Sequence[RunRecord]", folder: "Path"
 ) -> None:
     """Say what came of the runs."""
+    if not records:
+        print(
+            "Stopped before a seed was begun. To go on, give the same command again",
+            file=sys.stderr,
+        )
+        return
     if options.seeds is not None:
         _keep_statistics(records, folder)
     if options.json:
@@ -196,6 +207,12 @@ def _report(
         kept = f" and {steps} steps of the next" if steps else ""
         print(
             f"Stopped; {last.epochs} of {last.config['epochs']} epochs{kept} are kept. "
+            f"To go on, give the same command with --resume --out {folder}",
+            file=sys.stderr,
+        )
+    elif options.seeds is not None and len(records) < len(options.seeds):
+        print(
+            f"Stopped; {len(records)} of {len(options.seeds)} seeds are done. "
             f"To go on, give the same command with --resume --out {folder}",
             file=sys.stderr,
         )

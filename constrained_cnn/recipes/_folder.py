@@ -4,14 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from constrained_cnn.errors import InvalidInputError, OutputError
+from constrained_cnn.errors import OutputError
 from constrained_cnn.record import RunRecord
-from constrained_cnn.training import RunFolder
+from constrained_cnn.training import IF_BEGUN, RunFolder
 
 RECORD = "record.json"
 WEIGHTS = "weights.safetensors"
-# In place of True or False: go on with a run where there is one.
-IF_BEGUN = "if-begun"
 
 
 def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool | str) -> Path:
@@ -116,12 +114,6 @@ def _check_free(folder: Path, *, resume: bool | str) -> None:
         )
     if resume is True and not started:
         raise OutputError(f"{str(folder)!r} holds no checkpoint: there is nothing to resume")
-
-
-def check_resume(resume: bool | str) -> None:
-    """Raise unless ``resume`` is True, False or ``"if-begun"``."""
-    if resume is not True and resume is not False and resume != IF_BEGUN:
-        raise InvalidInputError(f"resume={resume!r}: must be True, False or {IF_BEGUN!r}")
 
 
 def is_begun(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,19 +14,26 @@ from torch import Tensor, nn
 
 from constrained_cnn import data, models, plots
 from constrained_cnn.data import ImageSet
-from constrained_cnn.errors import InvalidInputError, check_integer
+from constrained_cnn.errors import InvalidInputError, OutputError, check_integer
 from constrained_cnn.recipes._environment import describe_environment
 from constrained_cnn.recipes._folder import (
-    IF_BEGUN,
     RECORD,
-    check_resume,
     finished_record,
     run_folder,
 )
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._rules import RulesOfARecipe
 from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
-from constrained_cnn.training import EpochRow, History, RunFolder, Trainer, World, seeded_model
+from constrained_cnn.training import (
+    EpochRow,
+    History,
+    RunFolder,
+    TrainConfig,
+    Trainer,
+    World,
+    check_resume,
+    seeded_model,
+)
 
 EVERY_EPOCH = "every epoch, for a curve: a best epoch chosen from it is optimistic"
 SPLIT_SEED = 0
@@ -91,9 +99,7 @@ def run(
     held_out = check_integer("held_out", held_out, minimum=0)
     if held_out and test_curve:
         raise InvalidInputError("held_out and test_curve: a run that chooses never reads the test")
-    config = dataclasses.replace(
-        recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
-    )
+    config = config_of(recipe, seed, epochs)
     trainer = Trainer(
         config,
         device=device,
@@ -103,7 +109,7 @@ def run(
         threads=threads,
         checkpoint_seconds=checkpoint_seconds,
     )
-    sets = _load(recipe, data_name, data_dir, held_out=held_out)
+    sets = load_sets(recipe, data_name, data_dir, held_out=held_out)
     name = run_name(recipe, data_name, held_out=held_out)
     model = seeded_model(lambda: models.create_model(recipe.model), seed)
     rules = RulesOfARecipe.of(recipe, model)
@@ -114,21 +120,18 @@ def run(
         folder = world.from_first(lambda: run_folder(out, f"{name}-seed-{seed}", resume=resume))
         # One lock from the first step to the record, so that no other run gets in between.
         with RunFolder(folder) if world.is_first else nullcontext() as own:
-            goes_on = bool(resume)
-            if resume == IF_BEGUN:
-                begun = own is not None and own.holds_checkpoint
-                goes_on = world.any(begun)[0]
+            kept = world.from_first(lambda: finished_record(folder))
+            if kept is not None:  # nothing is left to do, and the test set is not read again
+                check_same_experiment(folder, kept, recipe, config, sets)
+                return kept
             history = trainer.fit(
                 model,
                 sets.train,
                 watched,
                 judged_on=judged_on,
                 folder=folder if own is None else own,
-                resume=goes_on,
+                resume=resume,
             )
-            kept = world.from_first(lambda: finished_record(folder))
-            if kept is not None:  # nothing was left to do, and the test set is not read again
-                return kept
             record = rules.judged(_record(recipe, trainer, model, sets, history))
             if own is not None:
                 record = _keep(own.path, record, trainer, model, sets)
@@ -162,7 +165,7 @@ class _Sets:
         return self.test if self.held_out is None else self.held_out
 
 
-def _load(
+def load_sets(
     recipe: Recipe,
     data_name: str | None,
     data_dir: str | os.PathLike[str] | None,
@@ -230,6 +233,38 @@ def _record(
         environment={**describe_environment(trainer.device), **_made_on(history)},
         weight_shapes=[list(parameter.shape) for parameter in model.parameters()],
     )
+
+
+def config_of(recipe: Recipe, seed: int, epochs: int | None) -> TrainConfig:
+    """Return how a run of ``recipe`` is trained."""
+    epochs = recipe.config.epochs if epochs is None else epochs
+    return dataclasses.replace(recipe.config, seed=seed, epochs=epochs)
+
+
+def check_same_experiment(
+    folder: Path, kept: RunRecord, recipe: Recipe, config: TrainConfig, sets: _Sets
+) -> None:
+    """Raise if a finished run that is to be kept is of another network, training or data.
+
+    Raises:
+        OutputError: With what differs.
+    """
+    # Through a configuration, as older records lack what it has had since.
+    trained = TrainConfig.from_dict(kept.config).to_dict()
+    there = {"recipe": kept.recipe, "model": kept.model, **trained, **kept.data}
+    here = {"recipe": recipe.name, "model": recipe.model, **config.to_dict(), **_describe(sets)}
+    here = json.loads(json.dumps(here))
+    there = json.loads(json.dumps(there))
+    differing = [
+        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise OutputError(
+            f"{str(folder)!r} holds a finished run of another kind: {'; '.join(differing)}. "
+            "Give the same options, or another folder"
+        )
 
 
 def _made_on(history: History) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """A recipe for many seeds: one after another, or several at a time."""
 
-import dataclasses
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,21 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from constrained_cnn.errors import OutputError
 from constrained_cnn.recipes._folder import (
-    check_resume,
     finished_record,
     is_begun,
     run_folder,
     seeds_folder,
 )
 from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
-from constrained_cnn.recipes._run import run
+from constrained_cnn.recipes._run import check_same_experiment, config_of, load_sets, run
 from constrained_cnn.record import RunRecord
 from constrained_cnn.training import (
     SeedsProgress,
     Trainer,
     World,
+    check_resume,
     check_seeds,
     in_processes,
     share_cores,
@@ -90,12 +87,18 @@ def _run_all(
 ) -> dict[int, RunRecord]:
     """Run the seeds in this process or in several of its own; return the record of each."""
     records: dict[int, RunRecord] = {}
+    sets = None
     for seed in seeds:  # before the first of them runs
         folder = base / f"seed-{seed}"
         if not resume:
             run_folder(folder, recipe.name, resume=False)
         elif (kept := finished_record(folder)) is not None:
-            _check_same_experiment(folder, kept, recipe, seed, options)
+            words = {"held_out": options.get("held_out", 0)}
+            sets = sets or load_sets(
+                recipe, options.get("data_name"), options.get("data_dir"), **words
+            )
+            config = config_of(recipe, seed, options.get("epochs"))
+            check_same_experiment(folder, kept, recipe, config, sets)
             records[seed] = kept
     left = [seed for seed in seeds if seed not in records]
     workers, threads = share_cores(max(1, len(left)), workers, options.get("threads"))
@@ -146,36 +149,3 @@ def _say(record: RunRecord) -> str:
     kind = "validation" if "validation_accuracy" in record.result else "test"
     accuracy = record.result[f"{kind}_accuracy"]
     return f"{kind} accuracy {accuracy:.2f} %, {record.result['seconds']:.1f} s"
-
-
-def _check_same_experiment(
-    folder: Path, kept: RunRecord, recipe: Recipe, seed: int, options: Mapping[str, Any]
-) -> None:
-    """Raise if a finished run to be kept is not a run of this recipe with these options."""
-    epochs = options.get("epochs")
-    held_out = kept.data["held_out"]
-    config = dataclasses.replace(
-        recipe.config, seed=seed, epochs=recipe.config.epochs if epochs is None else epochs
-    )
-    there = {
-        "recipe": kept.recipe,
-        **kept.config,
-        "data": kept.data["asked"],
-        "held_out": 0 if held_out is None else held_out["samples"],
-    }
-    here = {
-        "recipe": recipe.name,
-        **json.loads(config.to_json()),
-        "data": options.get("data_name") or recipe.data,
-        "held_out": options.get("held_out", 0),
-    }
-    differing = [
-        f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
-    if differing:
-        raise OutputError(
-            f"{str(folder)!r} holds a finished run of another kind: {'; '.join(differing)}. "
-            "Give the same options, or another folder"
-        )

@@ -4,7 +4,7 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ KINDS: dict[str, Any] = {
 KEYS = {"format", *KINDS}
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read just now; that says nothing about what is in it."""
+
+
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
     """Write ``state`` to ``path``, atomically: a killed run leaves the previous checkpoint.
 
@@ -50,13 +54,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint back, on the CPU. No code from the file is run.
 
     Raises:
+        UnreadableError: If the system does not give the file's content.
         CheckpointError: If the file is missing, damaged, or not a checkpoint of this version.
     """
-    if not os.path.exists(path):
-        raise CheckpointError(f"no checkpoint at {str(path)!r}: there is nothing to resume")
+    try:
+        content = io.BytesIO(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no checkpoint at {str(path)!r}: there is nothing to resume"
+        ) from error
+    except (OSError, MemoryError) as error:
+        raise UnreadableError(
+            f"checkpoint {str(path)!r} cannot be read: {reason_of(error)}; nothing was changed: "
+            "try again when it can"
+        ) from error
     try:
         # torch.load does not look at the checksums of its own format, which is a zip file.
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             broken = archive.testzip()
             # Torch takes a member that is marked as a folder for an empty one, and loads what
             # happens to be in memory.
@@ -64,7 +78,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             broken = broken or next(iter(folders), None)
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} does not match its checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content.seek(0)
+        state = torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Not torch's own words, which advise to load it with weights_only=False.
         raise CheckpointError(
@@ -105,12 +120,22 @@ def check_same(path: str, what: str, saved: Mapping[str, Any], current: Mapping[
         )
 
 
-def check_same_model(path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
-    """Raise unless two state dictionaries have the same names and shapes."""
+def check_same_model(
+    path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor], trained: Collection[str]
+) -> None:
+    """Raise unless two state dictionaries have the same names and shapes.
+
+    Args:
+        path: The file, for messages.
+        saved: What it holds.
+        current: What is here.
+        trained: Names of the weights that are trained, which a run never keeps with NaN or
+            infinity; a buffer, such as a mask, may have them.
+    """
     if not all(isinstance(part, Tensor) for part in saved.values()):
         raise CheckpointError(f"{path!r} is damaged: among its weights is something else")
     for name, part in saved.items():
-        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+        if name in trained and not bool(torch.isfinite(part).all()):
             raise CheckpointError(f"{path!r} is damaged: {name} holds NaN or infinity")
         if name in current and part.dtype != current[name].dtype:
             raise CheckpointError(f"{path!r} is damaged: {name} is of type {part.dtype}")

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from constrained_cnn.errors import CheckpointError, OutputError
+from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError
 from constrained_cnn.record import UNFINISHED, remove_unfinished
-from constrained_cnn.training._checkpoint import load_checkpoint, save_checkpoint
+from constrained_cnn.training._checkpoint import UnreadableError, load_checkpoint, save_checkpoint
 
 try:
     import fcntl
@@ -21,6 +21,20 @@ CHECKPOINT = "checkpoint.pt"
 BEFORE = "checkpoint-before.pt"
 DAMAGED = "checkpoint-damaged.pt"
 HISTORY_FILES = ("history.jsonl", "history.csv")
+
+
+# In place of True or False: go on with a run where there is one.
+IF_BEGUN = "if-begun"
+
+
+def check_resume(resume: bool | str) -> None:
+    """Raise unless ``resume`` is True, False or ``"if-begun"``.
+
+    Raises:
+        InvalidInputError: If it is something else.
+    """
+    if resume is not True and resume is not False and resume != IF_BEGUN:
+        raise InvalidInputError(f"resume={resume!r}: must be True, False or {IF_BEGUN!r}")
 
 
 class RunFolder:
@@ -82,6 +96,8 @@ class RunFolder:
             with suppress(OSError):  # nothing came of it, or something did
                 self.path.rmdir()
         if self._lock is not None:
+            # A process that was forked meanwhile has the descriptor too, and with it the lock.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
@@ -121,6 +137,8 @@ class RunFolder:
         newest, before = self.path / CHECKPOINT, self.path / BEFORE
         try:
             return newest, load_checkpoint(newest)
+        except UnreadableError:
+            raise
         except CheckpointError as error:
             if not before.exists():
                 raise

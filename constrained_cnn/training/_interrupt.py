@@ -3,8 +3,9 @@
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -12,23 +13,33 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class InterruptGuard:
     """Turns the first SIGINT or SIGTERM into a flag while it is entered.
 
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    One that is entered within another shares its flag: who asks the inner one to stop means both,
+    and who asked before the inner one was entered is not forgotten. Outside the main thread, where
+    Python delivers no signals, it does nothing.
 
     Args:
         quiet: Whether to say nothing.
-
-    Attributes:
-        requested: Whether the run was asked to stop.
     """
 
+    _outermost: ClassVar["InterruptGuard | None"] = None
+
     def __init__(self, *, quiet: bool = False) -> None:
-        self.requested = False
         self._quiet = quiet
         self._previous: dict[signal.Signals, Any] = {}
+        self._asked = False
+        self._leading = self
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._leading._asked
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {one: signal.signal(one, self._handle) for one in SIGNALS}
+            if InterruptGuard._outermost is None:
+                InterruptGuard._outermost = self
+                self._previous = {one: signal.signal(one, self._handle) for one in SIGNALS}
+            self._leading = InterruptGuard._outermost
         return self
 
     def __exit__(
@@ -37,15 +48,21 @@ class InterruptGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if InterruptGuard._outermost is self:
+            InterruptGuard._outermost = None
         for one, handler in self._previous.items():
             # None is what was set by other than Python, which cannot be set again.
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._asked:
             raise KeyboardInterrupt
-        self.requested = True
+        self._asked = True
         if self._quiet:
             return
         again = "press Ctrl-C again" if number == signal.SIGINT else "send the signal again"
-        print(f"\nStopping after this step; {again} to stop at once.", file=sys.stderr, flush=True)
+        # This runs within a step, which must not fail because nobody reads what is said.
+        with suppress(OSError, ValueError):
+            print(
+                f"\nStopping after this step; {again} to stop at once.", file=sys.stderr, flush=True
+            )

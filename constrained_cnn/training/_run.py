@@ -129,6 +129,8 @@ class Run:
         path, state = world.from_first(read)
         restore(self, state, str(path))
         self._make_executor()
+        if folder is not None:  # a run may be killed after its checkpoint and before its history
+            self._save_history()
         if world.is_first:
             warn_of_changes(state["made_on"], made_on(self))
 
@@ -207,9 +209,9 @@ class Run:
                     if row is None:
                         break
                     self.rows.append(row)
-                    shown.end_epoch(row)
                     self._begin_epoch()
-                    self.save()
+                    self.save()  # first, as what shows it may fail
+                    shown.end_epoch(row)
                 history = self.history()
                 shown.end_run(history)
         finally:
@@ -384,7 +386,8 @@ class Run:
         step = self.tally.first_bad_step()
         if step is None:
             # The loss of a step is that of the weights before it, so the last step shows here.
-            weights = [part for part in self.plan.model.parameters() if part.is_floating_point()]
+            moved = [part for part in self.plan.model.parameters() if part.requires_grad]
+            weights = [part for part in moved if part.is_floating_point()]
             if not all(bool(torch.isfinite(part).all()) for part in weights):
                 step = self.tally.steps
         step = self.plan.world.lowest(step)
@@ -439,13 +442,18 @@ class Run:
             self.spent = started - self._started
         folder.save(state_of(self, ranks, self._timings()))
         if not within:
-            history = self.history()
-            for name in HISTORY_FILES:
-                history.save(folder.path / name)
+            self._save_history()
         self._saved_within = self._saved_within or within
         self.spent = spent
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         self._watch.start(before)
+
+    def _save_history(self) -> None:
+        folder = self.plan.folder
+        assert folder is not None
+        history = self.history()
+        for name in HISTORY_FILES:
+            history.save(folder.path / name)
 
     def forget(self) -> None:
         """Remove what a run wrote that was refused before its first checkpoint."""

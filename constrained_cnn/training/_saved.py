@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
     return {
         "config": plan.config.to_dict(),
         "callables": dict.fromkeys(plan.callables, "given"),
-        "data": plan.train.describe(),
+        "data": {**plan.train.describe(), "judged_on": plan.judged_on},
         "processes": {"number": plan.world.size},
     }
 
@@ -94,7 +95,7 @@ def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[
     """
     optimizer = run.optimizer.state_dict()
     # A rate may be a tensor here and a number there: the file does not depend on the executor.
-    groups = [{**group, "lr": float(group["lr"])} for group in optimizer["param_groups"]]
+    groups = [{**_plain(group), "lr": float(group["lr"])} for group in optimizer["param_groups"]]
     return {
         **identity_of(run),
         "made_on": made_on(run),
@@ -110,6 +111,15 @@ def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[
     }
 
 
+def _plain(value: Any) -> Any:
+    """Return plain Python numbers in place of NumPy's, which a checkpoint may not hold."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(part) for part in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
     """Make a run go on from a checkpoint; nothing is changed unless all of it fits.
 
@@ -117,7 +127,8 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
         CheckpointError: If it is of another run, or damaged.
     """
     plan = run.plan
-    check_same_model(path, state["model"], plan.model.state_dict())
+    trained = {name for name, part in plan.model.named_parameters() if part.requires_grad}
+    check_same_model(path, state["model"], plan.model.state_dict(), trained)
     current = identity_of(run)
     for name in IDENTITY:
         check_same(path, name, state[name], current[name])
@@ -134,7 +145,8 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
     if averaged != (state["average"] is not None):
         raise CheckpointError(f"{path!r} is damaged: it holds no averaged weights")
     if averaged and run.average is not None:
-        check_same_model(path, state["average"], run.average.state_dict())
+        averages = {f"module.{name}" for name in trained}
+        check_same_model(path, state["average"], run.average.state_dict(), averages)
     own = _rank_of(path, state, plan.world.rank)
     _check_position(path, state, own["tally"], plan.train.steps, finished=finished)
 

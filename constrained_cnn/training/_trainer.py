@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from constrained_cnn.training._evaluation import (
     no_stretching,
 )
 from constrained_cnn.training._executor import Loss
-from constrained_cnn.training._folder import RunFolder
+from constrained_cnn.training._folder import IF_BEGUN, RunFolder, check_resume
 from constrained_cnn.training._graph import EXECUTORS
 from constrained_cnn.training._history import TEST, VALIDATION, EpochRow, History
 from constrained_cnn.training._interrupt import InterruptGuard
@@ -150,7 +150,7 @@ class Trainer:
         *,
         judged_on: str = VALIDATION,
         folder: str | os.PathLike[str] | None = None,
-        resume: bool = False,
+        resume: bool | str = False,
     ) -> History:
         """Train ``model`` in place.
 
@@ -163,7 +163,8 @@ class Trainer:
                 all; history and progress call its columns so.
             folder: Where ``checkpoint.pt``, ``history.jsonl`` and ``history.csv`` are written
                 after every epoch, the checkpoint also within it; None writes nothing.
-            resume: Go on from the newest checkpoint of the folder that is whole.
+            resume: Go on from the newest checkpoint of the folder that is whole; ``"if-begun"``
+                where there is one, else begin.
 
         Returns:
             One row per epoch. After Ctrl-C or SIGTERM its status is ``"interrupted"``; the
@@ -177,8 +178,11 @@ class Trainer:
             NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
         """
         watch = Stopwatch()
+        check_resume(resume)
         if resume and folder is None:
-            raise InvalidInputError("resume=True: needs the folder that holds the checkpoint")
+            raise InvalidInputError(
+                f"resume={resume!r}: needs the folder that holds the checkpoint"
+            )
         check_choice("judged_on", judged_on, (VALIDATION, TEST))
         with (
             World.joined(self.device) if self.together else nullcontext(World()) as world,
@@ -195,6 +199,8 @@ class Trainer:
             if folder is not None and world.is_first:
                 own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
             with own or nullcontext():
+                if resume == IF_BEGUN:
+                    resume = world.any(own is not None and own.holds_checkpoint)[0]
                 if own is not None and not resume:
                     own.check_free()
                 plan = self._plan(model, train, validation, judged_on, own, world)
@@ -202,7 +208,7 @@ class Trainer:
                 synchronised = self.config.sync_batch_norm and world.size > 1
                 with synchronised_norms(model, world) if synchronised else nullcontext() as norms:
                     plan = dataclasses.replace(plan, keeps=folder is not None, norms=norms)
-                    return self._run(plan, watch, guard, resume=resume)
+                    return self._run(plan, watch, guard, resume=bool(resume))
 
     def _plan(
         self,
@@ -247,7 +253,7 @@ class Trainer:
         *,
         judged_on: str = VALIDATION,
         folder: str | os.PathLike[str] | None = None,
-        resume: bool = False,
+        resume: bool | str = False,
         workers: int | None = None,
     ) -> list[Fitted]:
         """Train one network for each seed, several at a time.
@@ -268,8 +274,8 @@ class Trainer:
             validation: Likewise.
             judged_on: As for :meth:`fit`.
             folder: Each seed writes into its own folder ``seed-N`` below it; None writes nothing.
-            resume: Go on with seeds that were begun, and keep those that are finished. On a GPU
-                these are trained one after another.
+            resume: Go on with seeds that were begun, and keep those that are finished;
+                ``"if-begun"`` means the same. On a GPU these are trained one after another.
             workers: How many at a time: on a CPU processes, None for one for each core; on a GPU
                 branches, None for up to 16.
 
@@ -296,15 +302,16 @@ class Trainer:
             raise InvalidInputError(
                 f"make_model={make_model!r}: must be callable, and make a network"
             )
+        check_resume(resume)
         if resume and folder is None:
-            raise InvalidInputError("resume=True: needs the folder that holds the seeds")
+            raise InvalidInputError(f"resume={resume!r}: needs the folder that holds the seeds")
         one = FitOne(
             trainer=self,
             make_model=make_model,
             train=train,
             validation=validation,
             folder=None if folder is None else Path(folder),
-            resume=resume,
+            resume=bool(resume),
             options={"judged_on": judged_on},
         )
         with (
@@ -391,7 +398,8 @@ class Trainer:
             raise  # its last good checkpoint stays, were it that of the start
         except Exception:
             if not resume:
-                run.forget()
+                with suppress(OSError):  # the error is what matters
+                    run.forget()
             raise
 
     def _shown(self, plan: Plan, rows: Sequence[EpochRow]) -> Progress:
