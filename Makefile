@@ -23,7 +23,7 @@ mnist: $(CORE) ## Train the reference network on MNIST; keep record, weights, pi
 	$(BIN)/constrained-cnn train mnist-12k $(ARGS)
 
 test: $(DEV) ## Run the tests, without the slow ones and those for a GPU.
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests.
 	$(BIN)/python -m pytest -q -m "slow and not gpu" --timeout 3600 $(ARGS)

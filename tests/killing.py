@@ -1,22 +1,32 @@
 """Runs that are killed at any moment: in a step, and inside the writing of a file.
 
-Each attempt is a child that this process forks once everything is imported, so that a hundred
+Each attempt is a child that a process forks once everything is imported, so that a hundred
 killed runs take minutes. Moments are counted, not timed: every training step and every system call
 by which a file is written is one, and at the chosen one the child sends itself SIGKILL. A write
 that is to be killed first writes half of its bytes.
 """
 
 import os
+import random
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import small_recipe
 from torch import Tensor
 
+from constrained_cnn import data, recipes
+from constrained_cnn.recipes import Recipe
+from constrained_cnn.record import RunRecord
 from constrained_cnn.training._executor import EagerExecutor
+
+WEIGHTS = "weights.safetensors"
 
 Job = Callable[[], None]
 KILLED, DONE, FAILED = "killed", "done", "failed"
@@ -124,3 +134,71 @@ def attempt(job: Job, folder: Path, kill_at: int | None) -> tuple[str, int]:
     if os.WEXITSTATUS(status):
         return FAILED, 0
     return DONE, int(count)
+
+
+def job(recipe: Recipe, folder: Path, epochs: int, checkpoint_seconds: float) -> Callable[[], None]:
+    def run() -> None:
+        record = recipes.run(
+            recipe,
+            data_name="digits",
+            epochs=epochs,
+            out=folder,
+            resume="if-begun",
+            device="cpu",
+            progress=False,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        assert record.status == "finished"
+
+    return run
+
+
+def kill_and_resume(
+    recipe: Recipe, folder: Path, *, epochs: int, runs: int, seed: int
+) -> Counter[str]:
+    """Kill ``runs`` runs, each at least once, and take them up again until they are done.
+
+    Returns:
+        How many were killed at what.
+    """
+    drawn = random.Random(seed)
+    data.load_digits()  # read once, before the children
+    moments, expected = {}, set()
+    for seconds in (0.0, 1e9):  # a checkpoint after every step, or none within an epoch
+        whole = folder / f"whole-{seconds}"
+        ended, moments[seconds] = attempt(job(recipe, whole, epochs, seconds), folder, None)
+        assert ended == DONE, (folder / "error").read_text()
+        expected.add((whole / WEIGHTS).read_bytes())
+    assert len(expected) == 1  # a checkpoint changes nothing
+    unbroken = RunRecord.load(whole)
+    for number in range(runs):
+        out = folder / f"run-{number}"
+        seconds = drawn.choice([0.0, 1e9])
+        work = job(recipe, out, epochs, seconds)
+        # The first attempt is always killed; later ones get to the end sooner or later.
+        limit = moments[seconds]
+        while True:
+            ended, _ = attempt(work, folder, drawn.randint(1, limit))
+            assert ended != FAILED, f"run {number}: {(folder / 'error').read_text()}"
+            if ended == DONE:
+                break
+            limit = 2 * moments[seconds]
+        assert {(out / WEIGHTS).read_bytes()} == expected, f"run {number} of seed {seed}"
+        record = RunRecord.load(out)
+        assert record.weights_sha256 == unbroken.weights_sha256
+        assert record.result["test_loss"] == unbroken.result["test_loss"]
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    return Counter((folder / "kinds").read_text().split())
+
+
+def kill_and_resume_anew(name: str, folder: Path, **words: int) -> Counter[str]:
+    """Do it in a new process: torch refuses a backward pass to the children of some others."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_kill_and_resume, name, folder, words).result()
+
+
+def _kill_and_resume(name: str, folder: Path, words: dict[str, int]) -> Counter[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        small_recipe.register(patch)
+        patch.setattr("constrained_cnn.recipes._run._draw", lambda *_: None)  # slow, not asked
+        return kill_and_resume(recipes.get_recipe(name), folder, **words)

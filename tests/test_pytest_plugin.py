@@ -419,9 +419,7 @@ def test_numbers_of_a_baseline_are_numbers(tmp_path: Path) -> None:
 
 def test_several_processes_may_not_write_the_baseline(tmp_path: Path) -> None:
     folder = make_repository(tmp_path / "sample", test_it="def test_nothing(): pass")
-    xdist = 'def pytest_addoption(parser): parser.addoption("--dist", default="no")'
-    (folder / "conftest.py").write_text(xdist, encoding="utf-8")
-    session = run(folder, UPDATE, "--dist", "load")
+    session = run(folder, UPDATE, "-n", "2")
     assert session.status == pytest.ExitCode.USAGE_ERROR
     assert f"ERROR: {UPDATE}: several processes cannot write one baseline" in session.printed
 

@@ -451,7 +451,9 @@ def test_a_loss_that_is_not_finite_is_located_and_the_last_good_epoch_kept(
     with pytest.raises(NonFiniteLossError) as caught:
         make_trainer(loss=loss).fit(make_net(), make_set(), folder=tmp_path)
     assert (caught.value.epoch, caught.value.step) == (epoch, step)
-    assert f"step {step} of epoch {epoch}; the checkpoint before it is kept" in str(caught.value)
+    assert f"step {step} of epoch {epoch}; the last checkpoint, from before it, is kept" in str(
+        caught.value
+    )
     assert calls == epoch * STEPS  # to the end of that epoch, and no further
     assert len(History.load(tmp_path / "history.jsonl")) == epoch - 1
 

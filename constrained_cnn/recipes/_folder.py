@@ -6,7 +6,7 @@ from pathlib import Path
 
 from constrained_cnn.errors import OutputError
 from constrained_cnn.record import RunRecord
-from constrained_cnn.training import IF_BEGUN, RunFolder
+from constrained_cnn.training import RunFolder
 
 RECORD = "record.json"
 WEIGHTS = "weights.safetensors"
@@ -22,7 +22,8 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool | 
     Args:
         out: The folder asked for, or None.
         name: What the run is called.
-        resume: Whether an unfinished run is to go on; ``"if-begun"`` where there is one.
+        resume: Whether an unfinished run is to go on; ``"if-begun"`` for the newest run, finished
+            or not, where there is one.
 
     Raises:
         OutputError: If the folder holds a finished run, or an unfinished one that is not to go on,
@@ -37,12 +38,12 @@ def run_folder(out: str | os.PathLike[str] | None, name: str, *, resume: bool | 
     taken, free = _below_runs(name, lambda folder: (folder / RECORD).exists() or is_begun(folder))
     if not resume:
         return free
+    if resume == "if-begun":  # the newest, finished or not: the same command finds its own run
+        return taken[-1] if taken else free
     for folder in reversed(taken):
         if finished_record(folder) is None:
             _check_free(folder, resume=True)
             return folder
-    if resume == IF_BEGUN:
-        return free
     raise OutputError(
         f"resume: {str(Path('runs') / name)!r} and those after it hold no unfinished run: there is "
         "nothing to resume"
@@ -94,7 +95,7 @@ def _named(out: str | os.PathLike[str]) -> Path:
 
 def _check_free(folder: Path, *, resume: bool | str) -> None:
     if finished_record(folder) is not None:
-        if resume == IF_BEGUN:
+        if resume == "if-begun":
             return  # it is taken as it is
         rule = "there is nothing to resume" if resume else "which is never overwritten"
         raise OutputError(

@@ -6,7 +6,7 @@
 
 from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation
-from constrained_cnn.training._folder import IF_BEGUN, RunFolder, check_resume
+from constrained_cnn.training._folder import RunFolder, check_resume
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._many import (
     Fitted,
@@ -22,7 +22,6 @@ from constrained_cnn.training._trainer import Trainer
 from constrained_cnn.training._world import World
 
 __all__ = [
-    "IF_BEGUN",
     "EpochRow",
     "Evaluation",
     "Fitted",

@@ -55,7 +55,8 @@ class TrainConfig:
         loss: Name of a loss class in :mod:`torch.nn`.
         loss_options: Its options.
         weight_averaging: Decay of an exponential moving average of the weights, such as 0.999; the
-            averaged weights are then the result. None for none.
+            averaged weights are then the result. It looks back over some ``1 / (1 - decay)`` steps,
+            of which a run should have several times as many. None for none.
         clip_gradient: Largest norm of the gradient; a larger one is scaled down. None for none.
         precise_bn: Number of training batches over which the statistics of batch norms are measured
             anew, without dropout, after the last step; no weight changes. It pays where dropout

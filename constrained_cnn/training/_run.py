@@ -393,7 +393,7 @@ class Run:
         step = self.plan.world.lowest(step)
         if step is None:
             return
-        kept = "" if not self.plan.keeps else "; the checkpoint before it is kept"
+        kept = "" if not self.plan.keeps else "; the last checkpoint, from before it, is kept"
         raise NonFiniteLossError(
             f"the loss is not finite at step {step} of epoch {epoch}{kept}; "
             "lower the learning rate, set clip_gradient, or look for NaN in the data",
