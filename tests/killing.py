@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import pytest
 import small_recipe
+import torch
 from torch import Tensor
 
 from constrained_cnn import data, recipes
@@ -198,6 +199,7 @@ def kill_and_resume_anew(name: str, folder: Path, **words: int) -> Counter[str]:
 
 
 def _kill_and_resume(name: str, folder: Path, words: dict[str, int]) -> Counter[str]:
+    torch.set_num_threads(1)  # a child would wait for the threads that it has not
     with pytest.MonkeyPatch.context() as patch:
         small_recipe.register(patch)
         patch.setattr("constrained_cnn.recipes._run._draw", lambda *_: None)  # slow, not asked
