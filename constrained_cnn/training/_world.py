@@ -1,7 +1,9 @@
 """The processes that train one network together, each on its own rows of every batch."""
 
 import os
+import pickle
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -93,6 +95,7 @@ class World:
             finally:
                 if group is None:
                     dist.destroy_process_group()
+                    _HELD.clear()
                     sys.excepthook = hook  # torch puts one of its own there for every group
 
     @property
@@ -136,8 +139,7 @@ class World:
         if not pieces:
             return
         flat = torch.cat(pieces)
-        with self._answered():
-            dist.broadcast(flat, 0)
+        self._from_first(flat)
         for part, piece in zip(parts, flat.split([len(piece) for piece in pieces]), strict=True):
             part.copy_(piece.clone().view(part.dtype).view(part.shape))
 
@@ -208,10 +210,12 @@ class World:
         item = item.cpu() if isinstance(item, Tensor) else item
         if self.size == 1:
             return [item]
-        items: list[Any] = [None] * self.size
-        with self._answered():
-            dist.all_gather_object(items, item)
-        return items
+        content = self._as_bytes(item)
+        lengths = self.stacked(torch.tensor([len(content)], device=self.device)).flatten().tolist()
+        padded = content.new_zeros(max(lengths))
+        padded[: len(content)] = content
+        rows = self.stacked(padded)
+        return [_from_bytes(row[:length]) for row, length in zip(rows, lengths, strict=True)]
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """Return to every process what rank 0 makes; the others make nothing.
@@ -221,10 +225,11 @@ class World:
         """
         if self.size == 1:
             return make()
-        box = [make() if self.is_first else None]
-        with self._answered():
-            dist.broadcast_object_list(box, 0)
-        return box[0]
+        content = self._as_bytes(make() if self.is_first else None)
+        length = self._from_first(torch.tensor([len(content)], device=self.device))
+        return _from_bytes(
+            self._from_first(content if self.is_first else content.new_empty(int(length)))
+        )
 
     def add_up(self, tensor: Tensor) -> None:
         """Make ``tensor`` its sum over the processes, in place, with nothing read on the host."""
@@ -243,14 +248,22 @@ class World:
         return rows
 
     def _reduce(self, tensor: Tensor, how: Any) -> None:
-        with self._answered():
-            dist.all_reduce(tensor, how)
+        self._exchange(tensor, lambda: dist.all_reduce(tensor, how))
 
-    @contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Make it clear that the others failed, where torch speaks of sockets."""
+    def _from_first(self, tensor: Tensor) -> Tensor:
+        self._exchange(tensor, lambda: dist.broadcast(tensor, 0))
+        return tensor
+
+    def _as_bytes(self, item: Any) -> Tensor:
+        # From a bytearray, as torch warns of bytes, which it could write to.
+        return torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8).to(self.device)
+
+    def _exchange(self, tensor: Tensor, call: Callable[[], Any]) -> None:
+        """Exchange ``tensor`` by ``call``; say that others failed where torch speaks of sockets."""
+        if tensor.device.type == "cpu":
+            _HELD.append(tensor)
         try:
-            yield
+            call()
         except RuntimeError as error:
             raise ConstrainedCNNError(
                 f"rank {self.rank} of {self.size} lost the other processes, whose own messages say "
@@ -314,6 +327,11 @@ class World:
                 "processes must be started, and must reach that address"
             ) from error
 
+
+# What was exchanged last. A thread of gloo may have it a little longer than the exchange takes; were
+# it the last to let go, it would wait for Python, and the end of the group, in Python, for it (seen
+# with torch 2.6).
+_HELD: deque[Tensor] = deque(maxlen=8)
 
 _STORES: dict[tuple[str, int, int], Any] = {}
 
@@ -394,6 +412,10 @@ class _Exchange:
                 part.grad = None
             elif part.grad is None:
                 part.grad = torch.empty_like(part)
+
+
+def _from_bytes(content: Tensor) -> Any:
+    return pickle.loads(content.cpu().numpy().tobytes())
 
 
 def local_rank() -> int | None:
