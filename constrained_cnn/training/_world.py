@@ -328,9 +328,9 @@ class World:
             ) from error
 
 
-# What was exchanged last. A thread of gloo may have it a little longer than the exchange takes; were
-# it the last to let go, it would wait for Python, and the end of the group, in Python, for it (seen
-# with torch 2.6).
+# What was exchanged last. A thread of gloo may have it a little longer than the exchange takes. Were
+# it the last to let go, it would wait for Python, and the end of the group, in Python, for it: seen
+# with torch 2.6.
 _HELD: deque[Tensor] = deque(maxlen=8)
 
 _STORES: dict[tuple[str, int, int], Any] = {}
