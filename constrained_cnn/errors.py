@@ -87,7 +87,8 @@ class OutOfMemoryError(ConstrainedCNNError, RuntimeError):
     Attributes:
         batch_size: Samples in the batch that does not fit.
         fits: Samples in the largest part of it, halved and halved again, that was seen to fit;
-            None where not even one does.
+            None where not even one does, or where several seeds were trained side by side, for
+            which a part was not tried.
     """
 
     def __init__(self, message: str, *, batch_size: int, fits: int | None) -> None:

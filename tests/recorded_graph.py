@@ -36,12 +36,14 @@ class RecordedGraph:
         captures: How many steps were recorded.
         replays: How many times one was executed.
         operations: How many operations the last recording holds.
+        closed: Whether what was recorded was given back.
     """
 
     def __init__(self) -> None:
         self.captures = 0
         self.replays = 0
         self.operations = 0
+        self.closed = False
 
     def run(self, step: Callable[[], Result]) -> Result:
         return step()
@@ -67,10 +69,14 @@ class RecordedGraph:
         self.operations = len(recording.operations)
 
         def replay() -> None:
+            assert not self.closed
             self.replays += 1
             recording.replay()
 
         return replay, result
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def _outside(trace: TracebackType | None) -> TracebackType | None:

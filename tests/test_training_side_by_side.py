@@ -11,11 +11,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
-from constrained_cnn.errors import NonFiniteLossError
+from constrained_cnn.errors import NonFiniteLossError, OutOfMemoryError
 from constrained_cnn.training import Fitted, History
+from constrained_cnn.training import _trainer as trainer_module
 from constrained_cnn.training._average import Average
+from constrained_cnn.training._checkpoint import load_checkpoint
 from constrained_cnn.training._executor import EagerExecutor, Parts
 from constrained_cnn.training._graph import GraphExecutor
+from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._many import FitOne
 from constrained_cnn.training._optimizers import prepare_optimizer
 from constrained_cnn.training._schedule import Rates
@@ -146,6 +149,107 @@ def test_one_that_diverges_leaves_the_others_as_they_are() -> None:
         assert one.model is not None
         for name, value in model.state_dict().items():
             assert torch.equal(value, one.model.state_dict()[name])
+
+
+class Endless(Net):
+    """Its weights are infinite for the seed 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if torch.initial_seed() == 2:
+            self[0].weight.data.fill_(torch.inf)
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraph]:
+    """Seeds side by side are led as a recorded graph; returned are what recorded them."""
+    found: list[RecordedGraph] = []
+
+    def make_executor(wanted: str, parts: Parts, device: torch.device, steps: int) -> GraphExecutor:
+        found.append(RecordedGraph())
+        assert prepare_optimizer(parts.optimizer, device) is None
+        return GraphExecutor(parts, device, steps, recorder=found[-1])
+
+    monkeypatch.setattr("constrained_cnn.training._side_by_side.make_executor", make_executor)
+    return found
+
+
+def test_one_that_diverges_leaves_the_graph_of_the_others_as_it_is(
+    recorders: list[RecordedGraph],
+) -> None:
+    trainer = make_trainer(epochs=3)
+    found = side_by_side(trainer, [1, 2, 3], make=Endless)
+    assert isinstance(found[1].error, NonFiniteLossError)
+    assert recorders[0].replays > 2 * STEPS - 4
+    for one in (found[0], found[2]):
+        assert one.history is not None
+        assert one.history.made_on["executor"] == "graph"
+        model, _ = alone(trainer, one.seed, make=Endless)
+        assert one.model is not None
+        assert not one.model.training
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, one.model.state_dict()[name]), name
+
+
+def test_graphs_are_given_back_at_the_end(recorders: list[RecordedGraph]) -> None:
+    side_by_side(make_trainer(), [1, 2])
+    assert [one.closed for one in recorders] == [True]
+    with pytest.raises(RuntimeError, match="broken"):
+        side_by_side(make_trainer(), [1, 2], make=Broken)
+    assert [one.closed for one in recorders] == [True, True]
+
+
+class Broken(Net):
+    """Fails in its second epoch, when it is put in training mode again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts = 0
+
+    def train(self, mode: bool = True) -> "Broken":
+        self.starts += mode
+        if self.starts == 2:
+            raise RuntimeError("broken")
+        super().train(mode)
+        return self
+
+
+def test_a_stop_is_the_same_step_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes between the first run's question and the second's."""
+    stopper = Stopper(after=7)
+    monkeypatch.setattr(trainer_module, "InterruptGuard", lambda: stopper)
+    found = side_by_side(make_trainer(), [1, 2], tmp_path)
+    histories = [one.history for one in found]
+    assert [one and one.status for one in histories] == ["interrupted"] * 2
+    assert len({one and one.steps_of_next for one in histories}) == 1
+    for one in found:
+        state = load_checkpoint(tmp_path / f"seed-{one.seed}" / "checkpoint.pt")
+        assert one.model is not None
+        for name, value in one.model.state_dict().items():
+            assert torch.equal(value, state["model"][name]), name
+
+
+class Stopper(InterruptGuard):
+    """Is asked to stop once it has been asked so many times whether it is."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_out_of_memory_says_how_many_at_a_time(tmp_path: Path) -> None:
+    def greedy(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise MemoryError("no more")
+
+    trainer = Trainer(TrainConfig(**CONFIG), device="cpu", progress=False, loss=greedy)
+    with pytest.raises(OutOfMemoryError, match=r"of 4 seeds side by side .* workers=2"):
+        side_by_side(trainer, [1, 2, 3, 4], tmp_path)
+    assert not list(tmp_path.glob("*/*"))  # refused before it learned anything
 
 
 def make_parts(average: bool) -> Parts:

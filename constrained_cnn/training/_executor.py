@@ -75,6 +75,9 @@ class Executor(Protocol):
             no meaning. They hold until an epoch's worth of steps later.
         """
 
+    def close(self) -> None:
+        """Give back what the executor holds on the device; it takes no steps any more."""
+
 
 class EagerExecutor:
     """Runs the step operation by operation, on any device."""
@@ -94,6 +97,9 @@ class EagerExecutor:
             else:
                 group["lr"] = rate
         return training_step(self.parts, inputs, targets)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def training_step(parts: Parts, inputs: Tensor, targets: Tensor) -> Given:

@@ -186,7 +186,7 @@ class GraphExecutor:
             result = self._step_eagerly(inputs, targets, index)
             if self._failure is not None and self.name == "graph":
                 self.name = "eager"
-                self._graphs.clear()
+                self.close()
                 warnings.warn(_fallback(self._failure), stacklevel=2)
             return result
         if index != self._next or index % self._steps == 0:
@@ -199,6 +199,11 @@ class GraphExecutor:
         self._next = index + 1
         place = index % self._steps
         return self._loss_of[place], self._count_of[place] if graph.counts else None
+
+    def close(self) -> None:
+        """Give back the graphs."""
+        self._graphs.clear()
+        self._recorder.close()
 
     def _step_eagerly(
         self, inputs: Tensor, targets: Tensor, index: int

@@ -45,6 +45,8 @@ def prepare_optimizer(optimizer: Optimizer, device: torch.device) -> str | None:
             f"{name} knows neither fused nor capturable, so its step reads numbers on the host; "
             "SGD, AdamW and most other optimizers of torch do not have to"
         )
+    # Torch warns of a capturable step outside a recording, if the optimizer is a copy.
+    optimizer._warned_capturable_if_run_uncaptured = True
     taken: set[int] = set()
     for group in groups:
         # Not foreach with fused, as some optimizers look at foreach first.

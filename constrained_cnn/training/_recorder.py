@@ -27,6 +27,9 @@ class Recorder(Protocol):
             What executes it, and what it returned while it was recorded.
         """
 
+    def close(self) -> None:
+        """Give back what was recorded, of which nothing is executed any more."""
+
 
 class CudaRecorder:
     """Records on a CUDA device, each graph in a memory pool of its own.
@@ -39,6 +42,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def run(self, step: Callable[[], Result]) -> Result:
         """Run a step after what the current stream has to do, and before what it will have to."""
@@ -94,7 +98,19 @@ class CudaRecorder:
             failure = None  # else it would hold, through its traceback, itself and the graph
             if collecting:
                 gc.enable()
+        self._graphs.append(graph)
         return graph.replay, result
+
+    def close(self) -> None:
+        """Give back graphs and memory, once the device is done with them.
+
+        NCCL waits at the end of a process group for the graphs that hold its exchanges.
+        """
+        if self._graphs:
+            torch.cuda.synchronize(self._device)
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs.clear()
 
     def _clean_up(self) -> None:
         """Make random numbers work after a recording that failed."""

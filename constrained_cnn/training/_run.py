@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from constrained_cnn.training._executor import Executor, Parts, outputs_of
 from constrained_cnn.training._folder import HISTORY_FILES
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
-from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._plan import Plan, first_outputs_checked, make_optimizer
 from constrained_cnn.training._progress import Progress
@@ -47,6 +46,14 @@ from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stop
 
 # Steps between two moments at which several processes ask one another whether to stop or to save.
 AGREE_EVERY = 16
+
+
+class Asking(Protocol):
+    """Says whether the run is to stop; an ``InterruptGuard`` does."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether it is."""
 
 
 class Asked(NamedTuple):
@@ -183,39 +190,41 @@ class Run:
             outputs = outputs_of(self.plan.model, inputs, self.plan.config.autocast)
             self.plan.loss(outputs, targets).backward()
 
-    def go(self, guard: InterruptGuard, shown: Progress) -> History:
+    def go(self, guard: Asking, shown: Progress) -> History:
         """Run the epochs that are left, until done or asked to stop."""
-        with closing(self.steps(guard, shown)) as steps:
-            answer: Any = None  # what a generator is sent first
-            while True:
-                try:
-                    asked = steps.send(answer)
-                except StopIteration as end:
-                    history: History = end.value
-                    return history
-                answer = self._take(asked)
+        try:
+            with closing(self.steps(guard, shown)) as steps:
+                answer: Any = None  # what a generator is sent first
+                while True:
+                    try:
+                        asked = steps.send(answer)
+                    except StopIteration as end:
+                        history: History = end.value
+                        return history
+                    answer = self._take(asked)
+        finally:
+            self.executor.close()
+            self.plan.model.eval()
 
-    def steps(self, guard: InterruptGuard, shown: Progress) -> Steps:
+    def steps(self, guard: Asking, shown: Progress) -> Steps:
         """Yield every step that is to be taken, be sent what it gave, and return the history.
 
-        Who takes the steps is thereby another's business: several runs can be led side by side.
+        Who takes the steps is thereby another's business: several runs can be led side by side. The
+        model is left in training mode.
         """
         epochs = self.plan.config.epochs
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
-        try:
-            with shown, first_outputs_checked(self.plan):
-                while len(self.rows) < epochs and not self._agreed(guard.requested)[0]:
-                    row = yield from self._epoch(guard, shown)
-                    if row is None:
-                        break
-                    self.rows.append(row)
-                    self._begin_epoch()
-                    self.save()  # first, as what shows it may fail
-                    shown.end_epoch(row)
-                history = self.history()
-                shown.end_run(history)
-        finally:
-            self.plan.model.eval()
+        with shown, first_outputs_checked(self.plan):
+            while len(self.rows) < epochs and not self._agreed(guard.requested)[0]:
+                row = yield from self._epoch(guard, shown)
+                if row is None:
+                    break
+                self.rows.append(row)
+                self._begin_epoch()
+                self.save()  # first, as what shows it may fail
+                shown.end_epoch(row)
+            history = self.history()
+            shown.end_run(history)
         return history
 
     def history(self) -> History:
@@ -255,9 +264,7 @@ class Run:
         where = f"step {asked.step} of epoch {asked.epoch}"
         raise out_of_memory(self.parts, asked.inputs, asked.targets, where, exhausted)
 
-    def _epoch(
-        self, guard: InterruptGuard, shown: Progress
-    ) -> Generator["Asked", Given, EpochRow | None]:
+    def _epoch(self, guard: Asking, shown: Progress) -> Generator["Asked", Given, EpochRow | None]:
         """Do what is left of the next epoch; return its row, or None if it was cut short."""
         epoch = len(self.rows) + 1
         self._started = time.perf_counter() - self.spent
@@ -290,9 +297,7 @@ class Run:
             seconds=time.perf_counter() - self._started,
         )
 
-    def _train(
-        self, epoch: int, guard: InterruptGuard, shown: Progress
-    ) -> Generator["Asked", Given, bool]:
+    def _train(self, epoch: int, guard: Asking, shown: Progress) -> Generator["Asked", Given, bool]:
         """Take the steps that are left of an epoch; return whether all of them were taken."""
         config, source, tally = self.plan.config, self.plan.train, self.tally
         rank = self.plan.world.rank
@@ -338,7 +343,7 @@ class Run:
             )
         return True
 
-    def _validate(self, guard: InterruptGuard) -> Evaluation | None:
+    def _validate(self, guard: Asking) -> Evaluation | None:
         if self.plan.validation is None:
             return None
         model = self.plan.model if self.average is None else self.average.module
@@ -363,11 +368,10 @@ class Run:
             return
         # What is read from here on is read alike, were it in the order that a loader draws anew.
         torch.set_rng_state(world.from_first(torch.get_rng_state))
-        if self.plan.norms is None:
-            samples = self.tally.samples
-            world.mean_buffers(self.plan.model, samples)
-            if self.average is not None:
-                world.mean_buffers(self.average.module, samples)
+        samples = self.tally.samples
+        world.mean_buffers(self.plan.model, samples)
+        if self.average is not None:
+            world.mean_buffers(self.average.module, samples)
 
     def _finish(self) -> None:
         """Make the model what the run gives: averaged weights, fresh batch-norm statistics."""

@@ -9,29 +9,33 @@ import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
+from constrained_cnn.errors import (
+    InvalidInputError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    reason_of,
+)
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._evaluation import explained
 from constrained_cnn.training._executor import Executor, Given, Parts, count_correct, outputs_of
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import History
-from constrained_cnn.training._interrupt import InterruptGuard
+from constrained_cnn.training._memory import is_out_of_memory
 from constrained_cnn.training._progress import Progress
-from constrained_cnn.training._run import Asked, Run, Steps
+from constrained_cnn.training._run import Asked, Asking, Run, Steps
 from constrained_cnn.training._schedule import Rates
 
 Outcome = History | NonFiniteLossError
 
 
-def go_side_by_side(
-    runs: Sequence[Run], guard: InterruptGuard, shown: Sequence[Progress]
-) -> list[Outcome]:
+def go_side_by_side(runs: Sequence[Run], guard: Asking, shown: Sequence[Progress]) -> list[Outcome]:
     """Start runs of equal length, lead them to their end, and return the history of each.
 
     A run that diverges is its error, and the others go on. The batches of all must have the same
@@ -49,12 +53,18 @@ def go_side_by_side(
     outcomes: dict[int, Outcome] = {}
     asked: dict[int, Asked] = {}
     answers: Sequence[Any] = [None] * len(runs)  # what a generator is sent first
+    stop = _Stop()
     with ExitStack() as stack:
+        for run in runs:
+            # Not when it ends: the branch of a run that diverged stays a part of the step.
+            stack.callback(run.plan.model.eval)
+        stack.callback(executor.close)
         leading: dict[int, Steps] = {}
         for number, (run, one) in enumerate(zip(runs, shown, strict=True)):
-            leading[number] = run.steps(guard, one)
+            leading[number] = run.steps(stop, one)
             stack.callback(leading[number].close)
         while True:
+            stop.requested = guard.requested
             for number in list(leading):
                 try:
                     asked[number] = leading[number].send(answers[number])
@@ -70,6 +80,16 @@ def go_side_by_side(
             _share_state(executor, runs)
 
 
+@dataclass
+class _Stop:
+    """Whether to stop, the same for all runs between two steps.
+
+    One that stopped a step later than another would move it beyond its checkpoint.
+    """
+
+    requested: bool = False
+
+
 def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
     """Take the step of every network, and return what each gave."""
     latest = max(asked, key=lambda one: one.number)
@@ -77,8 +97,19 @@ def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
     asked = [one if one.number == latest.number else latest for one in asked]
     inputs = torch.stack([one.inputs for one in asked])
     targets = torch.stack([one.targets for one in asked])
-    with explained("train", latest.step, inputs, targets):
-        losses, counts = executor.step(inputs, targets, latest.number)
+    try:
+        with explained("train", latest.step, inputs, targets):
+            losses, counts = executor.step(inputs, targets, latest.number)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory in step {latest.step} of epoch {latest.epoch}, of {len(asked)} seeds "
+            f"side by side ({reason_of(error)}); give fewer at a time, such as "
+            f"workers={max(1, len(asked) // 2)}, or a smaller batch_size",
+            batch_size=len(latest.inputs),
+            fits=None,
+        ) from error
     hits = [None] * len(asked) if counts is None else counts.unbind()
     return list(zip(losses.unbind(), hits, strict=True))
 

@@ -53,7 +53,7 @@ from constrained_cnn.training._plan import Plan
 from constrained_cnn.training._progress import EpochProgress, Progress, Told
 from constrained_cnn.training._run import Run
 from constrained_cnn.training._side_by_side import go_side_by_side
-from constrained_cnn.training._source import Data, Source
+from constrained_cnn.training._source import Data, ResidentSet, Source
 from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._threads import using_threads
 from constrained_cnn.training._timings import Stopwatch
@@ -352,6 +352,10 @@ class Trainer:
         shown = SeedsProgress(len(seeds), self.config.epochs, enabled=self.progress is not False)
         models, runs = [], []
         with InterruptGuard() as guard, ExitStack() as folders:
+            # Once, for all of them.
+            train, validation = self._resident(one.train), one.validation
+            if validation is not None:
+                validation = self._resident(validation)
             for seed in seeds:
                 trainer = one.trainer.with_seed(seed)
                 models.append(seeded_model(one.make_model, seed))
@@ -360,12 +364,18 @@ class Trainer:
                     own = folders.enter_context(RunFolder(one.folder / f"seed-{seed}"))
                     own.check_free()
                 judged_on = one.options["judged_on"]
-                plan = trainer._plan(models[-1], one.train, one.validation, judged_on, own, World())
+                plan = trainer._plan(models[-1], train, validation, judged_on, own, World())
                 runs.append(Run(plan, Stopwatch()))
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices), no_stretching():
                 told = [Told(functools.partial(shown.end_epoch, seed)) for seed in seeds]
-                outcomes = go_side_by_side(runs, guard, told)
+                try:
+                    outcomes = go_side_by_side(runs, guard, told)
+                except Exception:
+                    for run in runs:
+                        with suppress(OSError):  # the error is what matters
+                            run.forget()
+                    raise
         found = []
         for seed, model, outcome in zip(seeds, models, outcomes, strict=True):
             if isinstance(outcome, NonFiniteLossError):
@@ -374,6 +384,9 @@ class Trainer:
                 found.append(Fitted(seed, model, outcome))
             shown.end_seed(seed, say_fitted(found[-1]))
         return found
+
+    def _resident(self, data: Data) -> Data:
+        return data.to(self.device) if isinstance(data, ResidentSet) else data
 
     def with_seed(
         self, seed: int, *, progress: bool | Callable[[EpochRow], None] = False

@@ -329,8 +329,8 @@ class World:
 
 
 # What was exchanged last. A thread of gloo may have it a little longer than the exchange takes. Were
-# it the last to let go, it would wait for Python, and the end of the group, in Python, for it: seen
-# with torch 2.6.
+# it the last to let go, it would wait for Python, and the end of the group, in Python, for the
+# thread (seen with torch 2.6).
 _HELD: deque[Tensor] = deque(maxlen=8)
 
 _STORES: dict[tuple[str, int, int], Any] = {}
