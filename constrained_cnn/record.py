@@ -28,7 +28,7 @@ __all__ = ["SCHEMA_VERSION", "RunRecord", "write_atomically"]
 
 SCHEMA_VERSION = 1
 # The end of the name of a file that is being written.
-UNFINISHED = ".part"
+UNFINISHED = ".constrained-cnn-part"  # nobody else's files end so
 # The one purpose for which a reading of the test set chooses nothing.
 AFTER_LAST_EPOCH = "after the last epoch"
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
 from constrained_cnn.errors import NonFiniteLossError, OutputError
+from constrained_cnn.record import UNFINISHED
 from constrained_cnn.training import History, RunFolder
 
 EPOCHS, STEPS = 3, 4  # 14 images in batches of 4
@@ -277,12 +278,14 @@ def test_the_lock_of_a_process_that_was_killed_is_gone(tmp_path: Path) -> None:
     os.read(read, 1)
     with pytest.raises(OutputError, match="another run"), RunFolder(tmp_path):
         pass
-    (tmp_path / ".checkpoint.pt.abc.part").write_text("half")
+    (tmp_path / f".checkpoint.pt.abc{UNFINISHED}").write_text("half")
+    (tmp_path / ".a.part").write_text("somebody else's")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with RunFolder(tmp_path) as folder, folder:
         pass
-    assert list(tmp_path.iterdir()) == []  # no lock, and nothing half written
+    # No lock, and nothing half written.
+    assert [path.name for path in tmp_path.iterdir()] == [".a.part"]
 
 
 def test_going_on_with_other_threads_is_said(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
     "momentum": (("double",), MOMENTUM, "resident", "resident"),
     "all": (("double",), {**ADAM, "weight_averaging": 0.7}, "resident", "loader"),
     "clipped": (("double",), {"clip_gradient": 0.1, "weight_averaging": 0.5}, "loader", "resident"),
+    "thaw": (("double", "thaw"), MOMENTUM, "resident", "resident"),
     "norm": (("double", "norm"), {"weight_averaging": 0.7}, "resident", "resident"),
     "precise": (("double", "norm"), {"precise_bn": 2, **MOMENTUM}, "resident", "resident"),
     "precise loader": (("double", "norm"), {"precise_bn": 2}, "loader", "loader"),
@@ -114,6 +115,13 @@ def test_many_processes_give_the_weights_of_one(pool: Pool, name: str) -> None:
     again = same_in_all(pool.run(run.fit, **words))
     assert again.checksum == together.checksum
     assert again.rows == together.rows
+
+
+def test_buffers_are_those_of_all_beside_synchronised_norms_too(pool: Pool) -> None:
+    # What it counts, the rows of one process, is another number in each.
+    words = {"parts": ("norm", "counter"), "config": {"sync_batch_norm": True}}
+    together = same_in_all(pool.run(run.fit, **words))
+    assert "2.rows" in together.weights
 
 
 def test_norms_of_their_own_rows(pool: Pool) -> None:
@@ -207,6 +215,12 @@ def test_a_loss_that_is_not_finite_in_one_is_an_error_in_all(two: Pool, tmp_path
         ({"config": {"seed": 4}}, "seed is 3 in process 0 and 4 in process 1"),
         ({"count": 7}, "samples is 13 in process 0 and 7 in process 1"),
         ({"folder": "given"}, "folder is False in process 0 and True in process 1"),
+        ({"judged_kind": "resident"}, "validation is None in process 0 and 'given' in process 1"),
+        ({"executor": "eager"}, "executor is 'auto' in process 0 and 'eager' in process 1"),
+        (
+            {"parts": ("thaw",)},
+            r"0.bias is 'float32 (4,), trained' in process 0 and 'float32 (4,)' in process 1",
+        ),
     ],
 )
 def test_processes_that_are_asked_for_different_runs(

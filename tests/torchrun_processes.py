@@ -45,14 +45,44 @@ class Double(nn.Module):
         return self.layers(x.double())
 
 
+class Thawing(nn.Sequential):
+    """Its first layer is frozen until its second epoch."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self[0].requires_grad_(False)
+        self.epochs = 0
+
+    def train(self, mode: bool = True) -> "Thawing":
+        self.epochs += mode
+        if self.epochs == 2:
+            self[0].requires_grad_(True)
+        return super().train(mode)
+
+
+class Counter(nn.Module):
+    """Counts the rows that it meets."""
+
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows.add_(len(x))
+        return x
+
+
 def make_net(parts: Sequence[str], classes: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     layers: list[nn.Module] = [nn.Conv2d(1, 4, 3)]
     layers += [nn.BatchNorm2d(4)] if "norm" in parts else []
+    layers += [Counter()] if "counter" in parts else []
     layers += [nn.ReLU()]
     layers += [nn.Dropout(0.3)] if "dropout" in parts else []
     layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)]
-    net = nn.Sequential(*layers)
+    net = (Thawing if "thaw" in parts else nn.Sequential)(*layers)
     return Double(net) if "double" in parts else net
 
 
@@ -147,12 +177,13 @@ def fit(
     folder: str | None = None,
     resume: bool = False,
     at: Mapping[int, tuple[int, str]] | None = None,
+    executor: str = "auto",
 ) -> Outcome:
     """Train in this process, together with the others of the world.
 
     Args:
         world: The processes.
-        parts: What the network has: "norm", "dropout", "double".
+        parts: What the network has: "norm", "dropout", "double", "thaw", "counter".
         config: Further words for the configuration.
         kind: Kind of the training set: "resident", "loader" or "noisy".
         judged_kind: Kind of the validation set, or "" for none.
@@ -163,13 +194,19 @@ def fit(
             machine of its own.
         resume: Whether to go on.
         at: What happens in which process, at which of its steps.
+        executor: What runs the steps.
     """
     # Only the weights of the first process count.
     model = make_net(parts, classes, seed=100 * world.rank + 10 * resume)
     words = {"epochs": 3, "batch_size": batch, "seed": 3, "learning_rate": 0.1, **(config or {})}
     loss = Loss(*(at or {}).get(world.rank, (0, "")))
     trainer = Trainer(
-        TrainConfig(**words), device="cpu", progress=False, loss=loss, checkpoint_seconds=0
+        TrainConfig(**words),
+        device="cpu",
+        progress=False,
+        loss=loss,
+        checkpoint_seconds=0,
+        executor=executor,
     )
     judged = make_data(judged_kind, 9, classes, batch, seed=1) if judged_kind else None
     error, rows, status, steps = "", [], "", 0
@@ -247,8 +284,14 @@ def fit_seeds(world: World) -> list[tuple[int, str]]:
     """Return seeds and checksums of the weights that ``fit_many`` gives to every process."""
     config = TrainConfig(epochs=1, batch_size=4)
     trainer = Trainer(config, device="cpu", progress=False, threads=1)
-    make_model = functools.partial(make_net, ("norm", "dropout"), 3, 0)
-    found = trainer.fit_many(make_model, [5, 1, 2], make_set(13, 3))
+
+    class Net(nn.Sequential):
+        """Of no module, so that nothing but its weights can be sent."""
+
+    def make_model() -> nn.Module:
+        return Net(make_net(("norm", "dropout"), 3, 0))
+
+    found = trainer.fit_many(make_model, [5, 1, 2], make_set(13, 3), workers=1)
     return [(one.seed, checksum(one.model)) for one in found if one.model is not None]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from constrained_cnn.errors import ConstrainedCNNError
+from constrained_cnn.training._gradients import GradientExchange
 from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._world import World
 
@@ -254,7 +255,7 @@ def small_net(dtype: torch.dtype = torch.float64) -> nn.Module:
 def exchange_gradients(world: World, sizes: Sequence[int]) -> list[list[int]]:
     """Compare the mean gradient with that of the whole batch, twice, as a buffer is used again."""
     model, whole = small_net(), small_net()
-    exchange = world.exchanger(model.parameters())
+    exchange = GradientExchange(world, model.parameters())
     for _ in range(2):
         inputs = torch.randn(sum(sizes), 1, 5, 5, dtype=torch.float64)
         targets = torch.randint(4, (sum(sizes),))
@@ -277,7 +278,7 @@ def exchange_missing(world: World, empty: bool) -> list[list[int]]:
     """
     a, b, c, d, e = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(5))
     d.requires_grad_(False)
-    exchange = world.exchanger([a, b, c, d, e])
+    exchange = GradientExchange(world, [a, b, c, d, e])
     last = world.rank == world.size - 1
     samples = (0 if empty else 2) if last else 1
     a.grad = torch.full((2,), 1.0 + world.rank, dtype=torch.float64)
@@ -303,7 +304,7 @@ def exchange_types(world: World) -> list[list[int]]:
     parameters = [nn.Parameter(torch.zeros(2, 3, dtype=kind)) for kind in kinds]
     for part in parameters:
         part.grad = torch.full_like(part, 1.0 + world.rank)
-    world.exchanger(parameters)(1 + world.rank)
+    GradientExchange(world, parameters)(1 + world.rank)
     weights = [1.0 + rank for rank in range(world.size)]
     mean = sum(weight * weight for weight in weights) / sum(weights)
     for part, kind in zip(parameters, kinds, strict=True):
@@ -338,7 +339,7 @@ def normalise(
     """Compare one synchronised norm with torch's own over the whole batch, in three steps."""
     norm, whole = (make_norm(len(space), channels, options) for _ in range(2))
     torch.manual_seed(9)
-    exchange = world.exchanger(norm.parameters())
+    exchange = GradientExchange(world, norm.parameters())
     layout = torch.channels_last if last_channels else torch.contiguous_format
     count = sum(sizes)
     with synchronised_norms(norm, world) as norms:
@@ -528,7 +529,7 @@ def train(world: World, batches: Sequence[int], tolerance: float = 1e-9) -> list
             nn.init.normal_(part)
     world.copy_from_first([*model.parameters(), *model.buffers()])
     torch.manual_seed(8)
-    exchange = world.exchanger(model.parameters())
+    exchange = GradientExchange(world, model.parameters())
     with synchronised_norms(model, world) as norms:
         for count in batches:
             inputs = torch.randn(count, 1, 9, 9, dtype=torch.float64).to(world.device)
@@ -565,7 +566,7 @@ def train_over_gloo(path: str, batches: Sequence[int]) -> list[list[int]]:
 def replay_exchange(world: World) -> list[list[int]]:
     """Capture backward pass, synchronised norm and exchange in a CUDA graph, and replay it."""
     model, eager = (Viewing().to(world.device) for _ in range(2))
-    exchanges = [world.exchanger(net.parameters()) for net in (model, eager)]
+    exchanges = [GradientExchange(world, net.parameters()) for net in (model, eager)]
     inputs = torch.randn(4, 1, 9, 9, device=world.device)
     targets = torch.randint(3, (4,), device=world.device)
 

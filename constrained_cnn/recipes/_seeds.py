@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def run_seeds(
             1. A recipe or model of your own must be registered at the top of a module.
         options: As for :func:`run`.
 
-    Processes that ``torchrun`` started share the seeds as well, each training its own.
+    Processes that ``torchrun`` started share the seeds as well, each training its own; with
+    ``together=False`` each trains all of them, into a folder of its own.
 
     Returns:
         The records in the order of the seeds; seeds that were not begun when the runs were stopped
@@ -64,7 +66,8 @@ def run_seeds(
     device = Trainer(recipe.config, device=options.get("device", "auto")).device
     if workers is None and device.type != "cpu":
         workers = 1
-    with World.joined(device, patient=True) as world:
+    together = options.get("together", True)
+    with World.joined(device, patient=True) if together else nullcontext(World()) as world:
         base = world.from_first(lambda: seeds_folder(out, name, seeds, resume=resume))
         if world.size == 1:
             found = _run_all(recipe, seeds, base, resume, workers, options)

@@ -14,12 +14,14 @@ from torch.optim import Optimizer
 
 from constrained_cnn.errors import CheckpointError, reason_of
 from constrained_cnn.record import write_atomically
+from constrained_cnn.training._optimizers import ELEMENTWISE
 
-FORMAT = 2
+FORMAT = 3
 KINDS: dict[str, Any] = {
     "config": dict,
     "callables": dict,
     "data": dict,
+    "validation": dict,
     "processes": dict,
     "made_on": dict,
     "epoch": int,
@@ -28,6 +30,7 @@ KINDS: dict[str, Any] = {
     "seconds": float,
     "timings": dict,
     "model": dict,
+    "loss": dict,
     "optimizer": dict,
     "average": dict | None,
     "rows": list,
@@ -44,9 +47,15 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> P
 
     Raises:
         OutputError: If the file cannot be written.
+        CheckpointError: If something in it can be in no file.
     """
     stream = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, stream)
+    try:
+        torch.save({"format": FORMAT, **state}, stream)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"the state of the run cannot be written into a checkpoint: {reason_of(error)}"
+        ) from error
     return write_atomically(path, stream.getvalue())
 
 
@@ -121,9 +130,9 @@ def check_same(path: str, what: str, saved: Mapping[str, Any], current: Mapping[
 
 
 def check_same_model(
-    path: str, saved: Mapping[str, Tensor], current: Mapping[str, Tensor], trained: Collection[str]
+    path: str, saved: Mapping[str, Any], current: Mapping[str, Any], trained: Collection[str]
 ) -> None:
-    """Raise unless two state dictionaries have the same names and shapes.
+    """Raise unless two state dictionaries have the same names, shapes and types.
 
     Args:
         path: The file, for messages.
@@ -132,28 +141,31 @@ def check_same_model(
         trained: Names of the weights that are trained, which a run never keeps with NaN or
             infinity; a buffer, such as a mask, may have them.
     """
-    if not all(isinstance(part, Tensor) for part in saved.values()):
+    tensors = {name: part for name, part in saved.items() if not _is_extra(name)}
+    if not all(isinstance(part, Tensor) for part in tensors.values()):
         raise CheckpointError(f"{path!r} is damaged: among its weights is something else")
-    for name, part in saved.items():
+    for name, part in tensors.items():
         if name in trained and not bool(torch.isfinite(part).all()):
             raise CheckpointError(f"{path!r} is damaged: {name} holds NaN or infinity")
-        if name in current and part.dtype != current[name].dtype:
-            raise CheckpointError(f"{path!r} is damaged: {name} is of type {part.dtype}")
-    missing = [name for name in current if name not in saved]
-    unknown = [name for name in saved if name not in current]
-    reshaped = [
-        f"{name} is {tuple(saved[name].shape)} in the file and {tuple(current[name].shape)} here"
-        for name in current
-        if name in saved and saved[name].shape != current[name].shape
-    ]
-    problems = [
-        *(f"{name} is not in the file" for name in missing),
-        *(f"{name} is only in the file" for name in unknown),
-        *reshaped,
-    ]
+    problems = [f"{name} is not in the file" for name in current if name not in saved]
+    problems += [f"{name} is only in the file" for name in saved if name not in current]
+    for name, part in tensors.items():
+        there, here = (say_tensor(one) for one in (part, current.get(name, part)))
+        if there != here:
+            problems.append(f"{name} is {there} in the file and {here} here")
     if problems:
         listed = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
         raise CheckpointError(f"{path!r} holds the weights of another model: {listed}")
+
+
+def _is_extra(name: str) -> bool:
+    """Whether it is what a module adds by ``get_extra_state``, which need be no tensor."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+def say_tensor(part: Tensor) -> str:
+    """Return type and shape as they are written: ``float32 (4, 1, 3, 3)``."""
+    return f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}"
 
 
 def check_same_optimizer(path: str, saved: Mapping[str, Any], optimizer: Optimizer) -> None:
@@ -170,14 +182,16 @@ def check_same_optimizer(path: str, saved: Mapping[str, Any], optimizer: Optimiz
         raise CheckpointError(f"{path!r} is damaged: its optimizer has no {error}") from error
     here = [(len(group["params"]), set(group)) for group in current["param_groups"]]
     parameters = [part for group in optimizer.param_groups for part in group["params"]]
-    fits = groups == here and numbers == list(range(len(parameters))) and set(states) <= {*numbers}
-    for number, state in states.items() if fits else ():
-        parts = state.values() if isinstance(state, dict) else [None]
-        for part in parts:
-            if isinstance(part, Tensor):
-                fits = fits and (part.ndim == 0 or part.shape == parameters[number].shape)
-            else:
-                fits = fits and isinstance(part, int | float | bool)
+    fits = groups == here and numbers == list(range(len(parameters)))
+    if fits and isinstance(optimizer, ELEMENTWISE):  # of others it is not known what they keep
+        fits = set(states) <= {*numbers}
+        for number, state in states.items() if fits else ():
+            parts = state.values() if isinstance(state, dict) else ["nothing of the kind"]
+            for part in parts:
+                if isinstance(part, Tensor):
+                    fits = fits and (part.ndim == 0 or part.shape == parameters[number].shape)
+                else:
+                    fits = fits and isinstance(part, int | float | None)
     if not fits:
         raise CheckpointError(
             f"{path!r}: its optimizer does not fit: it moved other parameters, or in another way"

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, check_integer
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._processes import Send, in_processes
-from constrained_cnn.training._progress import duration
+from constrained_cnn.training._progress import counted, duration, standard_error
 from constrained_cnn.training._threads import usable_cores
+from constrained_cnn.training._world import World
 
 if TYPE_CHECKING:
     from constrained_cnn.training._source import Data
     from constrained_cnn.training._trainer import Trainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """What one seed gave.
 
@@ -40,6 +40,9 @@ class Fitted:
     model: nn.Module | None
     history: History | None
     error: NonFiniteLossError | None = None
+
+    def __repr__(self) -> str:
+        return f"Fitted(seed {self.seed}: {say_fitted(self)})"
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:
@@ -119,14 +122,28 @@ class FitOne:
         return Fitted(seed, model, history)
 
     def __call__(self, seed: int, send: Send) -> "Reply":
-        fitted = self.fit(seed, send)
-        stream = io.BytesIO()
-        # As bytes: tensors that travel through shared memory end with the process that made them.
-        torch.save({} if fitted.model is None else fitted.model.state_dict(), stream)
-        return stream.getvalue(), fitted.history, fitted.error
+        return reply_of(self.fit(seed, send))
+
+    def received(self, seed: int, reply: "Reply") -> Fitted:
+        """Return what a seed gave in another process, with a model made here."""
+        content, history, error = reply
+        if history is None:
+            return Fitted(seed, None, None, error)
+        model = seeded_model(self.make_model, seed)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+        return Fitted(seed, model.eval(), history)
 
 
 Reply = tuple[bytes, History | None, NonFiniteLossError | None]
+
+
+def reply_of(fitted: Fitted) -> Reply:
+    """Return what a seed gave as another process can take it: its class may be known only here."""
+    stream = io.BytesIO()
+    # As bytes: tensors that travel through shared memory end with the process that made them.
+    torch.save({} if fitted.model is None else fitted.model.state_dict(), stream)
+    return stream.getvalue(), fitted.history, fitted.error
 
 
 def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> list[Fitted]:
@@ -146,24 +163,28 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
             one, seeds, workers=workers, threads=threads, on_message=shown.end_epoch
         )
         for seed, reply in replies:
-            found[seed] = _received(one, seed, reply)
+            found[seed] = one.received(seed, reply)
             shown.end_seed(seed, say_fitted(found[seed]))
     return [found[seed] for seed in seeds if seed in found]
 
 
-def in_order(seeds: Sequence[int], parts: Sequence[Sequence[Fitted]]) -> list[Fitted]:
-    """Return what the seeds gave, which several processes trained, in the order of the seeds."""
-    found = {one.seed: one for part in parts for one in part}
+def shared_out(
+    world: World, one: FitOne, seeds: Sequence[int], own: Sequence[Fitted]
+) -> list[Fitted]:
+    """Return what the seeds gave, which several processes trained, in the order of the seeds.
+
+    Args:
+        world: The processes.
+        one: What trained them.
+        seeds: All seeds.
+        own: What this process trained.
+    """
+    found = {fitted.seed: fitted for fitted in own}
+    told = [(fitted.seed, reply_of(fitted)) for fitted in own] if world.size > 1 else []
+    for rank, part in enumerate(world.gathered(told)):
+        for seed, reply in part if rank != world.rank else ():
+            found[seed] = one.received(seed, reply)
     return [found[seed] for seed in seeds if seed in found]
-
-
-def _received(one: FitOne, seed: int, reply: Reply) -> Fitted:
-    content, history, error = reply
-    if history is None:
-        return Fitted(seed, None, None, error)
-    model = seeded_model(one.make_model, seed)
-    model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
-    return Fitted(seed, model.eval(), history)
 
 
 class SeedsProgress:
@@ -176,7 +197,7 @@ class SeedsProgress:
     """
 
     def __init__(self, seeds: int, epochs: int, *, enabled: bool) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = standard_error()
         self._seeds, self._epochs = seeds, epochs
         self._enabled = enabled
         self._started = time.monotonic()
@@ -199,7 +220,8 @@ class SeedsProgress:
         self._ended += 1
         if self._enabled:
             line = f"seed {seed} ({self._ended} of {self._seeds}): {said}"
-            self._console.print(line.ljust(60), markup=False)
+            # In a terminal it covers the line that said how far they are.
+            self._console.print(line.ljust(60) if self._console.is_terminal else line)
 
 
 def say_fitted(fitted: Fitted) -> str:
@@ -214,4 +236,5 @@ def say_fitted(fitted: Fitted) -> str:
     if row.validation_accuracy is not None:
         said += f", {history.judged_on} accuracy {row.validation_accuracy:.2f} %"
     said += f", {sum(one.seconds for one in history):.1f} s"
-    return said if history.status == "finished" else f"{said}, stopped after {len(history)} epochs"
+    whole = history.status == "finished"
+    return said if whole else f"{said}, stopped after {counted(len(history), 'epoch')}"

@@ -1,26 +1,64 @@
 """Optimizers made ready: for one kernel that moves all weights, and for a CUDA graph."""
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch import Tensor, nn
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 # Those whose fused step torch has on a GPU, by the name of its operator.
 FUSED_KERNELS = ((SGD, "sgd"), (Adam, "adam"), (AdamW, "adamw"), (Adagrad, "adagrad"))
+# Those that keep numbers for a weight, and tensors of its shape.
+ELEMENTWISE = (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 # Those of which every torch from 2.6 on has a fused step, on a CPU and on a GPU.
 FUSED = (SGD, Adam, AdamW)
 
 
-def use_fused_kernel(optimizer: Optimizer) -> None:
+def use_fused_kernel(optimizer: Optimizer, model: nn.Module) -> None:
     """Let one kernel move all weights, where torch has one and the options do not say otherwise.
 
     One by one is torch's default on a CPU, and of a small network a call each costs more than the
     arithmetic.
     """
+    sparse = any(getattr(module, "sparse", False) is True for module in model.modules())
+    if sparse or not isinstance(optimizer, FUSED):
+        return
     for group in optimizer.param_groups:
         floats = all(part.is_floating_point() for part in group["params"])
         chosen = any(group.get(key) for key in ("foreach", "differentiable", "capturable"))
-        if isinstance(optimizer, FUSED) and group.get("fused") is None and floats and not chosen:
-            group["fused"] = True
+        if group.get("fused") is not None or not floats or chosen:
+            continue
+        if group.get("momentum"):
+            # The kernel takes momentum of all weights or of none. Of one whose first gradient
+            # comes late, as it was frozen, there would be none; of zeros it is the same.
+            if group["dampening"]:
+                continue
+            for part in group["params"]:
+                optimizer.state[part]["momentum_buffer"] = torch.zeros_like(part)
+        group["fused"] = True
 
 
 def prepare_optimizer(optimizer: Optimizer, device: torch.device) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -71,7 +72,7 @@ def make_optimizer(plan: Plan) -> Optimizer:
     """
     if plan.make_optimizer is None:
         optimizer = plan.config.make_optimizer(plan.model.parameters())
-        use_fused_kernel(optimizer)
+        use_fused_kernel(optimizer, plan.model)
         return optimizer
     optimizer = plan.make_optimizer(plan.model)
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS):
@@ -93,6 +94,21 @@ def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
             f"optimizer: made one over {foreign} parameters that are not the model's; make it from "
             "the model it is given"
         )
+
+
+def check_has_shapes(model: nn.Module) -> None:
+    """Raise if a lazy module has not seen the shape of its inputs yet.
+
+    Raises:
+        InvalidInputError: With its name.
+    """
+    parts = [*model.named_parameters(), *model.named_buffers()]
+    for name, part in parts:
+        if is_lazy(part):
+            raise InvalidInputError(
+                f"model: {name} has no shape yet, as of a lazy module that was never called; call "
+                "the model once with a batch before it is trained"
+            )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import warnings
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, reason_of
+from constrained_cnn.errors import (
+    CheckpointError,
+    InvalidInputError,
+    NonFiniteLossError,
+    reason_of,
+)
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
+from constrained_cnn.training._checkpoint import load_checkpoint, say_tensor
 from constrained_cnn.training._config import CONSTANT
 from constrained_cnn.training._evaluation import (
     Evaluation,
@@ -24,17 +31,21 @@ from constrained_cnn.training._evaluation import (
     sums_over,
 )
 from constrained_cnn.training._executor import Executor, Parts, outputs_of
-from constrained_cnn.training._folder import HISTORY_FILES
+from constrained_cnn.training._folder import CHECKPOINT, HISTORY_FILES
+from constrained_cnn.training._gradients import GradientExchange
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._plan import Plan, first_outputs_checked, make_optimizer
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
+    check_fits_run,
     differences,
     identity_of,
     made_on,
     restore,
+    say_optimizer,
+    say_rates,
     set_random_state,
     state_of,
     state_of_rank,
@@ -87,6 +98,9 @@ class Run:
         tally: What the steps of the epoch under way gave.
         spent: Seconds of that epoch in parts of the run before this one.
         random: Where torch's generators were in the middle of that epoch; None at its start.
+        loader_random: Where the generators of a DataLoader's own were at its start; empty between
+            two epochs.
+        callables: What the caller's callables are, as far as it can be said.
         timings: Those of the parts of the run before this one.
         optimizer: Moves the weights.
         average: Running average of the weights, or None.
@@ -100,29 +114,49 @@ class Run:
         self.tally = Tally()
         self.spent = 0.0
         self.random: dict[str, Tensor] | None = None
+        self.loader_random: list[Tensor] = []
         self.timings = Timings()
         self._watch = watch
         self._samples = 0  # met in this part of the run
         self._saved_within = False
+        self._proven = False  # whether a checkpoint with the optimizer's state was read back
         self._started = time.perf_counter()  # when the epoch under way would have begun, unbroken
         self._save_at = 0.0  # when a checkpoint is due; set when the steps begin
         self._one_sample: tuple[Tensor, Tensor] | None = None
         config = plan.config
         self.optimizer = make_optimizer(plan)
+        self.callables = dict.fromkeys(plan.callables, "given")
+        if plan.make_optimizer is not None:
+            self.callables["optimizer"] = say_optimizer(self.optimizer)
         self.average: Average | None = None
         if config.weight_averaging is not None:
             self.average = Average(plan.model, config.weight_averaging)
         self._rates = Rates(
             [float(group["lr"]) for group in self.optimizer.param_groups], self._rate_table()
         )
+        if plan.make_scheduler is not None:
+            self.callables["scheduler"] = say_rates(self._rates)
         self.parts: Parts
         self.executor: Executor
 
     def start(self) -> None:
-        """Make ready for the first step of a new run, and show that the folder can be written."""
+        """Make ready for the first step of a new run, and show that it could be resumed.
+
+        Raises:
+            OutputError: If the folder cannot be written.
+            InvalidInputError: If the model holds what no checkpoint can.
+        """
         self._check_alike(resume=False)
         self._make_executor()
-        self.save()
+        try:
+            self.save()
+            self._read_back()
+        except CheckpointError as error:
+            self.forget()
+            raise InvalidInputError(
+                f"a run of this model could not be resumed, so it is not begun: {error}. Without a "
+                "folder it trains, and keeps nothing"
+            ) from error
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
@@ -149,7 +183,24 @@ class Run:
         plan, world = self.plan, self.plan.world
         if world.size == 1:
             return
-        asked = {**identity_of(self), "words": {"folder": plan.keeps, "resume": resume}}
+        asked = {
+            **identity_of(self),
+            "words": {
+                "folder": plan.keeps,
+                "resume": resume,
+                "executor": plan.executor,
+                "validation": None if plan.validation is None else "given",
+            },
+            "weights": {
+                name: f"{say_tensor(part)}{', trained' if part.requires_grad else ''}"
+                for name, part in plan.model.named_parameters()
+            },
+            "buffers": {name: say_tensor(part) for name, part in plan.model.named_buffers()},
+            "validation": {
+                f"validation {name}": value
+                for name, value in (plan.validation.describe() if plan.validation else {}).items()
+            },
+        }
         differing = differences(world.gathered(asked))
         if differing:
             listed = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
@@ -168,7 +219,7 @@ class Run:
             self._rates,
             self.average,
             plan.config.clip_gradient,
-            exchange=plan.world.exchanger(plan.model.parameters()) if several else None,
+            exchange=GradientExchange(plan.world, plan.model.parameters()) if several else None,
             stand_in=self._stand_in if several and plan.norms is not None else None,
             autocast=plan.config.autocast,
         )
@@ -249,6 +300,7 @@ class Run:
 
     def _begin_epoch(self) -> None:
         self.tally, self.spent, self.random = Tally(), 0.0, None
+        self.loader_random = []
 
     def _take(self, asked: "Asked") -> Given:
         """Take one step; an error says which, and of a full memory what fits."""
@@ -303,6 +355,10 @@ class Run:
         rank = self.plan.world.rank
         torch.manual_seed(epoch_seed(config.seed, epoch))
         self.plan.model.train()
+        generators = source.generators()
+        for generator, state in zip(generators, self.loader_random, strict=False):
+            generator.set_state(state)
+        self.loader_random = [generator.get_state() for generator in generators]
         batches = source.training_batches(seed=config.seed, epoch=epoch, start=tally.steps)
         if self.random is not None:
             set_random_state(self.random, self.plan.device)
@@ -445,12 +501,24 @@ class Run:
         if within:
             self.spent = started - self._started
         folder.save(state_of(self, ranks, self._timings()))
+        if not self._proven and (self.rows or self.tally.steps):
+            self._proven = True
+            try:
+                self._read_back()
+            except CheckpointError as error:
+                warnings.warn(f"this run cannot be resumed: {error}", stacklevel=2)
         if not within:
             self._save_history()
         self._saved_within = self._saved_within or within
         self.spent = spent
         self._save_at = time.monotonic() + self.plan.checkpoint_seconds
         self._watch.start(before)
+
+    def _read_back(self) -> None:
+        """Raise CheckpointError unless the run could go on from what it has just written."""
+        if self.plan.folder is not None:
+            path = self.plan.folder.path / CHECKPOINT
+            check_fits_run(self, load_checkpoint(path), str(path))
 
     def _save_history(self) -> None:
         folder = self.plan.folder

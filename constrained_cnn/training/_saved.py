@@ -1,27 +1,34 @@
 """What a checkpoint holds of a run, and how a run goes on from it."""
 
+import json
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from constrained_cnn.errors import CheckpointError, InvalidInputError
 from constrained_cnn.training._checkpoint import (
     check_same,
     check_same_model,
     check_same_optimizer,
+    say_tensor,
 )
 from constrained_cnn.training._evaluation import Tally
-from constrained_cnn.training._history import History, row_from_dict
+from constrained_cnn.training._history import EpochRow, History, row_from_dict
+from constrained_cnn.training._schedule import Rates
 from constrained_cnn.training._timings import Timings
 
 if TYPE_CHECKING:
     from constrained_cnn.training._run import Run
 
 IDENTITY = ("config", "callables", "data", "processes")
+KERNELS = ("foreach", "fused", "capturable")
+PASSED_OVER = ("params", *KERNELS)
 
 
 def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
@@ -29,7 +36,7 @@ def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
     plan = run.plan
     return {
         "config": plan.config.to_dict(),
-        "callables": dict.fromkeys(plan.callables, "given"),
+        "callables": run.callables,
         "data": {**plan.train.describe(), "judged_on": plan.judged_on},
         "processes": {"number": plan.world.size},
     }
@@ -45,6 +52,28 @@ def differences(told: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
         for name in sorted({*told[0][what], *other[what]})
         if other[what].get(name) != told[0][what].get(name)
     ]
+
+
+def say_optimizer(optimizer: Optimizer) -> str:
+    """Return what an optimizer does, as it was made."""
+    groups = [
+        {name: _say_setting(value) for name, value in group.items() if name not in PASSED_OVER}
+        for group in optimizer.param_groups
+    ]
+    told = [", ".join(f"{name}={value}" for name, value in group.items()) for group in groups]
+    return f"{type(optimizer).__name__}({'; '.join(dict.fromkeys(told))})"
+
+
+def _say_setting(value: Any) -> str:
+    return f"{float(value):g}" if isinstance(value, Tensor) and value.numel() == 1 else repr(value)
+
+
+def say_rates(rates: Rates) -> str:
+    """Return which learning rates a run has."""
+    table = rates.table or [rates.constant]
+    content = json.dumps([[float(rate) for rate in row] for row in table]).encode()
+    ends = " to ".join(f"{row[0]:g}" for row in (table[0], table[-1]))
+    return f"rates from {ends} (checksum {zlib.crc32(content):08x})"
 
 
 def made_on(run: "Run") -> dict[str, Any]:
@@ -73,11 +102,14 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def state_of_rank(run: "Run") -> dict[str, Any]:
-    """Return what each of several processes has of its own: random numbers, tally, buffers."""
-    state = {"random": random_state(run.plan.device), "tally": run.tally.state()}
-    if run.plan.world.size > 1:
-        state["buffers"] = [buffer.cpu() for buffer in _buffers_of(run)]
-    return state
+    """Return what each process has of its own: random numbers, tally, buffers."""
+    return {
+        "random": random_state(run.plan.device),
+        "loader": run.loader_random or [one.get_state() for one in run.plan.train.generators()],
+        "tally": run.tally.state(),
+        # All of them, as a state_dict leaves out those that are not persistent.
+        "buffers": [buffer.cpu() for buffer in _buffers_of(run)],
+    }
 
 
 def _buffers_of(run: "Run") -> list[Tensor]:
@@ -98,6 +130,7 @@ def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[
     groups = [{**_plain(group), "lr": float(group["lr"])} for group in optimizer["param_groups"]]
     return {
         **identity_of(run),
+        "validation": {} if run.plan.validation is None else run.plan.validation.describe(),
         "made_on": made_on(run),
         "epoch": len(run.rows),
         "step": run.tally.steps,
@@ -105,10 +138,15 @@ def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[
         "seconds": run.spent,
         "timings": timings.to_dict(),
         "model": run.plan.model.state_dict(),
+        "loss": _state_of_loss(run.plan.loss),
         "optimizer": {**optimizer, "param_groups": groups},
         "average": None if run.average is None else run.average.state_dict(),
         "rows": History(tuple(run.rows)).to_dicts(),
     }
+
+
+def _state_of_loss(loss: object) -> dict[str, Any]:
+    return loss.state_dict() if isinstance(loss, nn.Module) else {}
 
 
 def _plain(value: Any) -> Any:
@@ -127,11 +165,46 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
         CheckpointError: If it is of another run, or damaged.
     """
     plan = run.plan
+    rows, timings, own = check_fits_run(run, state, path)
+    if run.average is not None and state["average"] is not None:
+        run.average.load_state_dict(state["average"])
+    kernels = [_kernels_of(group) for group in run.optimizer.param_groups]
+    run.optimizer.load_state_dict(state["optimizer"])
+    for group, own_kernels in zip(run.optimizer.param_groups, kernels, strict=True):
+        group.update(own_kernels)
+    plan.model.load_state_dict(state["model"])
+    if isinstance(plan.loss, nn.Module):
+        plan.loss.load_state_dict(state["loss"])
+    for buffer, value in zip(_buffers_of(run), own["buffers"], strict=False):
+        buffer.copy_(value)
+    run.rows = rows
+    run.timings = timings
+    run.tally = Tally.from_state(own["tally"], plan.device)
+    run.spent = state["seconds"]
+    run.random = own["random"] if state["step"] else None
+    run.loader_random = own["loader"]
+
+
+def check_fits_run(
+    run: "Run", state: Mapping[str, Any], path: str
+) -> tuple[list[EpochRow], Timings, dict[str, Any]]:
+    """Return epochs, timings and what this process has of its own in a checkpoint of this run.
+
+    Raises:
+        CheckpointError: If it is of another run, or damaged.
+    """
+    plan = run.plan
     trained = {name for name, part in plan.model.named_parameters() if part.requires_grad}
     check_same_model(path, state["model"], plan.model.state_dict(), trained)
     current = identity_of(run)
     for name in IDENTITY:
         check_same(path, name, state[name], current[name])
+    if plan.validation is not None and state["validation"]:  # one may come or go
+        judged = plan.validation.describe()
+        check_same(path, f"{plan.judged_on} data", state["validation"], judged)
+    loss = _state_of_loss(plan.loss)
+    if set(state["loss"]) != set(loss):
+        raise CheckpointError(f"{path!r} holds the state of another loss")
     check_same_optimizer(path, state["optimizer"], run.optimizer)
     try:
         rows = [row_from_dict(row) for row in state["rows"]]
@@ -148,27 +221,15 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
         averages = {f"module.{name}" for name in trained}
         check_same_model(path, state["average"], run.average.state_dict(), averages)
     own = _rank_of(path, state, plan.world.rank)
+    buffers = len(list(plan.model.buffers()))
+    _check_buffers(path, own.get("buffers"), _buffers_of(run), own=buffers)
     _check_position(path, state, own["tally"], plan.train.steps, finished=finished)
-
-    if averaged and run.average is not None:
-        run.average.load_state_dict(state["average"])
-    kernels = [_kernels_of(group) for group in run.optimizer.param_groups]
-    run.optimizer.load_state_dict(state["optimizer"])
-    for group, own_kernels in zip(run.optimizer.param_groups, kernels, strict=True):
-        group.update(own_kernels)
-    plan.model.load_state_dict(state["model"])
-    for buffer, value in zip(_buffers_of(run), own.get("buffers", ()), strict=False):
-        buffer.copy_(value)
-    run.rows = rows
-    run.timings = timings
-    run.tally = Tally.from_state(own["tally"], plan.device)
-    run.spent = state["seconds"]
-    run.random = own["random"] if state["step"] else None
+    return rows, timings, own
 
 
 def _kernels_of(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return which kernels an optimizer uses: a matter of the device, not of the run."""
-    return {key: group[key] for key in ("foreach", "fused", "capturable") if key in group}
+    return {key: group[key] for key in KERNELS if key in group}
 
 
 def _check_position(
@@ -195,13 +256,26 @@ def _rank_of(path: str, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
         if len(ranks) != state["processes"]["number"]:
             raise ValueError
         own: dict[str, Any] = ranks[rank]
-        torch.Generator().set_state(own["random"]["cpu"])
+        for random in (own["random"]["cpu"], *own["loader"]):
+            torch.Generator().set_state(random)
         own["tally"]
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise CheckpointError(
             f"{path!r} is damaged: it holds no state of the random numbers of process {rank}"
         ) from error
     return own
+
+
+def _check_buffers(path: str, saved: Any, current: Sequence[Tensor], *, own: int) -> None:
+    """Raise unless the saved buffers are those that are here, of which ``own`` are the model's.
+
+    Those of an average are gone from the checkpoint of a finished run.
+    """
+    fits = isinstance(saved, list) and own <= len(saved) <= len(current)
+    for there, here in zip(saved, current, strict=False) if fits else ():
+        fits = fits and isinstance(there, Tensor) and say_tensor(there) == say_tensor(here)
+    if not fits:
+        raise CheckpointError(f"{path!r} holds the buffers of another model")
 
 
 def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -136,6 +136,13 @@ class Source:
         """Return what an epoch depends on as plain data; of an iterable only its length."""
         return {"steps": self.steps} if self.resident is None else self.resident.describe()
 
+    def generators(self) -> list[torch.Generator]:
+        """Return the generators of its own that a DataLoader draws its order from."""
+        holders = (self.iterable, getattr(self.iterable, "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        own = {id(one): one for one in found if isinstance(one, torch.Generator)}
+        return list(own.values())
+
     def first_inputs(self) -> Tensor | None:
         """Return the inputs of one small batch; None for an iterable, which is not disturbed."""
         if self.resident is None:

@@ -65,7 +65,7 @@ def synchronised_norms(model: nn.Module, world: World) -> Iterator[NormExchange]
 
     In training mode alone: outputs, running statistics and gradients are those of one process that
     holds the whole batch, where each process's loss is the mean over its own samples and
-    :meth:`World.exchanger` makes the gradients one. A norm in evaluation mode is what it always is.
+    ``GradientExchange`` makes the gradients one. A norm in evaluation mode is what it always is.
 
     In the backward pass of a norm the gradients of different processes meet, each with respect to
     the mean over :math:`n_r` samples in place of all :math:`N`, that is, :math:`N / n_r` times too

@@ -44,12 +44,12 @@ from constrained_cnn.training._many import (
     SeedsProgress,
     check_seeds,
     fit_many,
-    in_order,
     say_fitted,
     seeded_model,
     share_cores,
+    shared_out,
 )
-from constrained_cnn.training._plan import Plan
+from constrained_cnn.training._plan import Plan, check_has_shapes
 from constrained_cnn.training._progress import EpochProgress, Progress, Told
 from constrained_cnn.training._run import Run
 from constrained_cnn.training._side_by_side import go_side_by_side
@@ -224,6 +224,8 @@ class Trainer:
         source = self._fitting_source(model, train, "train", world)
         if validation is not None:
             held_out = self._fitting_source(model, validation, "validation", world)
+        # Not before: a set that lives on the device has tried the model.
+        check_has_shapes(model)
         return Plan(
             config=self.config,
             model=model,
@@ -323,7 +325,7 @@ class Trainer:
             own = list(seeds)[world.rank :: world.size]
             alone = dataclasses.replace(one, trainer=self._alone())
             fitted = self._fit_own(alone, own, workers if world.size == 1 else 1)
-            return in_order(seeds, world.gathered(fitted))
+            return shared_out(world, one, seeds, fitted)
 
     def _alone(self) -> "Trainer":
         """Return the same trainer, which knows of no other processes."""

@@ -103,22 +103,6 @@ class World:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
-    def exchanger(self, parameters: Iterable[nn.Parameter]) -> Callable[[int], None]:
-        """Return what makes the gradients of all processes one, after each backward pass.
-
-        It takes the number of samples that this process met, and leaves in ``grad`` the mean over
-        the samples of all processes, given that each has the mean over its own. One all-reduce;
-        nothing is read on the host as long as this process met samples and every parameter has a
-        gradient, and nothing while a CUDA graph is captured: then gradients are missing where they
-        were in the step before, which is the warm-up. A gradient that no process has stays None.
-        Whatever a process without samples holds is replaced.
-
-        Args:
-            parameters: The parameters of the network, alike in every process; those that require
-                no gradient now are passed over.
-        """
-        return _nothing if self.size == 1 else _Exchange(self, parameters)
-
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite ``tensors``, in place and bit by bit, with those of rank 0.
 
@@ -328,7 +312,7 @@ class World:
             ) from error
 
 
-# What was exchanged last. A thread of gloo may have it a little longer than the exchange takes. Were
+# What was exchanged last. A thread of gloo may have it a little longer than the exchange does. Were
 # it the last to let go, it would wait for Python, and the end of the group, in Python, for the
 # thread (seen with torch 2.6).
 _HELD: deque[Tensor] = deque(maxlen=8)
@@ -347,71 +331,6 @@ def _store(place: str, rank: int, size: int, timeout: timedelta) -> Any:
         meet: Any = dist.rendezvous  # type: ignore[attr-defined]
         _STORES[key] = next(meet("env://", rank, size, timeout=timeout))[0]
     return _STORES[key]
-
-
-class _Exchange:
-    """What :meth:`World.exchanger` returns.
-
-    The buffer holds the sums of the gradients over this process's samples, whether each gradient is
-    there, and the number of samples; it is made once, as a CUDA graph needs it.
-    """
-
-    def __init__(self, world: World, parameters: Iterable[nn.Parameter]) -> None:
-        self._world = world
-        self._parameters = [part for part in parameters if part.requires_grad]
-        dtype = torch.float32
-        for part in self._parameters:
-            dtype = torch.promote_types(dtype, part.dtype)
-        sizes = [part.numel() for part in self._parameters]
-        device = self._parameters[0].device if sizes else world.device
-        self._buffer = torch.zeros(sum(sizes) + len(sizes) + 1, dtype=dtype, device=device)
-        self._sums, self._met, self._samples = self._buffer.split([sum(sizes), len(sizes), 1])
-        pieces = zip(self._sums.split(sizes), self._parameters, strict=True) if sizes else ()
-        self._views = [piece.view(part.shape) for piece, part in pieces]
-        self._somewhere = [True] * len(sizes)
-
-    @torch.no_grad()
-    def __call__(self, samples: int) -> None:
-        gradients = [part.grad if samples else None for part in self._parameters]
-        self._fill(gradients, samples)
-        self._world.add_up(self._buffer)
-        self._sums.div_(self._samples)
-        if any(gradient is None for gradient in gradients):
-            self._fit_gradients()
-        pairs = [
-            (part.grad, view)
-            for part, view in zip(self._parameters, self._views, strict=True)
-            if part.grad is not None
-        ]
-        if pairs:
-            torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
-
-    def _fill(self, gradients: Sequence[Tensor | None], samples: int) -> None:
-        self._samples.fill_(samples)
-        pairs = [
-            (view, gradient)
-            for view, gradient in zip(self._views, gradients, strict=True)
-            if gradient is not None
-        ]
-        if len(pairs) == len(gradients):
-            self._met.fill_(1)
-        else:
-            self._sums.zero_()
-            for met, gradient in zip(self._met, gradients, strict=True):
-                met.fill_(gradient is not None)
-        if pairs:
-            torch._foreach_copy_([view for view, _ in pairs], [grad for _, grad in pairs])
-            self._sums.mul_(samples)
-
-    def _fit_gradients(self) -> None:
-        """Give a parameter a gradient where any process has one, and none where none has."""
-        if not (self._buffer.is_cuda and torch.cuda.is_current_stream_capturing()):
-            self._somewhere = (self._met > 0).tolist()
-        for part, somewhere in zip(self._parameters, self._somewhere, strict=True):
-            if not somewhere:
-                part.grad = None
-            elif part.grad is None:
-                part.grad = torch.empty_like(part)
 
 
 def _from_bytes(content: Tensor) -> Any:
@@ -474,7 +393,3 @@ def _number(name: str) -> int:
     if not text.isdecimal():
         raise InvalidInputError(f"{name}={text!r}: must be an integer of at least 0")
     return int(text)
-
-
-def _nothing(samples: int) -> None:
-    """Exchange nothing: the gradients are those of the one process there is."""

@@ -1,0 +1,290 @@
+"""What a run can hold besides weights comes back with a checkpoint, or is refused at the start."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adafactor, Optimizer
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from constrained_cnn import ImageSet, TrainConfig, Trainer
+from constrained_cnn.errors import CheckpointError, InvalidInputError
+from constrained_cnn.training import History
+
+STEPS = 4  # 14 samples in batches of 4
+CONFIG: dict[str, Any] = {"epochs": 3, "batch_size": 4, "learning_rate": 0.05, "seed": 3}
+
+
+class PowerCutError(BaseException):
+    """Nothing that handles errors sees it, as with a real one."""
+
+
+def make_net(*more: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), *more, nn.ReLU(), nn.Linear(6, 3))
+
+
+def make_set(count: int = 14, seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return ImageSet.from_arrays(images, torch.arange(count) % 3)
+
+
+def fit(
+    model: nn.Module,
+    folder: Path | None = None,
+    *,
+    data: Any = None,
+    validation: Any = None,
+    resume: bool = False,
+    fail_after: int | None = None,
+    **options: Any,
+) -> History:
+    """Train, and lose power in a step if that is asked for."""
+    words = {name: options.pop(name) for name in CONFIG if name in options}
+    trainer = Trainer(
+        TrainConfig(**{**CONFIG, **words}),
+        device="cpu",
+        progress=False,
+        checkpoint_seconds=0,
+        **options,
+    )
+    if fail_after is not None:
+        steps = itertools.count(1)
+
+        def look(module: nn.Module, inputs: Any) -> None:
+            if module.training and next(steps) > fail_after:
+                raise PowerCutError
+
+        model.register_forward_pre_hook(look)
+    data = make_set() if data is None else data
+    return trainer.fit(model, data, validation, folder=folder, resume=resume)
+
+
+class Odd(Optimizer):
+    """Keeps for a weight what is neither a number nor of its shape."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for part in group["params"]:
+                state = self.state[part]
+                state["name"] = "odd"
+                state["norms"] = [*state.get("norms", []), part.grad.norm().reshape(1)]
+                part.data -= group["lr"] * part.grad / torch.cat(state["norms"]).sum()
+
+
+class Counting(nn.Module):
+    """Scales by a number that only ``get_extra_state`` tells of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return x * (1 + 0.1 * self.calls)
+
+    def get_extra_state(self) -> Any:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = state["calls"]
+
+
+class Fleeting(nn.Module):
+    """Scales by a buffer that is in no ``state_dict``."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale.mul_(0.9)
+        return x * self.scale
+
+
+class Centred(nn.Module):
+    """A loss that remembers how large it was."""
+
+    level: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.ones(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(outputs, targets)
+        if outputs.requires_grad:
+            self.level.lerp_(loss.detach(), 0.3)
+        return loss / self.level
+
+
+def make_loader(seed: int = 5) -> DataLoader[Any]:
+    images = make_set()
+    inputs = torch.cat([part for part, _ in images.batches(14)])
+    own = torch.Generator().manual_seed(seed)
+    return DataLoader(TensorDataset(inputs, images.labels), 4, shuffle=True, generator=own)
+
+
+KINDS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
+    "factored state": lambda: (
+        make_net(),
+        {"optimizer": lambda model: Adafactor(model.parameters(), lr=0.05)},
+    ),
+    "odd state": lambda: (
+        make_net(),
+        {"optimizer": lambda model: Odd(model.parameters(), lr=0.05)},
+    ),
+    "extra state": lambda: (make_net(Counting()), {}),
+    "buffer that is not persistent": lambda: (make_net(Fleeting()), {}),
+    "loss with state": lambda: (make_net(), {"loss": Centred()}),
+    "loader with a generator": lambda: (make_net(), {"data": make_loader()}),
+}
+
+
+@pytest.mark.parametrize("steps", [2, STEPS, STEPS + 1, 2 * STEPS + 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_back_to_the_bit(kind: str, steps: int, tmp_path: Path) -> None:
+    whole, words = KINDS[kind]()
+    unbroken = fit(whole, **words)
+    broken, words = KINDS[kind]()
+    with pytest.raises(PowerCutError):
+        fit(broken, tmp_path, fail_after=steps, **words)
+    resumed, words = KINDS[kind]()
+    history = fit(resumed, tmp_path, resume=True, **words)
+    pairs = zip(whole.parameters(), resumed.parameters(), strict=True)
+    assert all(torch.equal(first, second) for first, second in pairs)
+    rows = [[{**row, "seconds": 0} for row in one.to_dicts()] for one in (unbroken, history)]
+    assert rows[0] == rows[1]
+
+
+def sgd(**options: Any) -> Callable[[nn.Module], Optimizer]:
+    return lambda model: SGD(model.parameters(), **{"lr": 0.05, "momentum": 0.9, **options})
+
+
+def steps_of(size: int) -> Callable[[Optimizer], Any]:
+    return lambda optimizer: StepLR(optimizer, size, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            {"optimizer": sgd()},
+            {"optimizer": sgd(weight_decay=0.01)},
+            r"optimizer was 'SGD\(.*weight_decay=0,.*and is 'SGD\(.*weight_decay=0\.01",
+        ),
+        (
+            {"optimizer": sgd()},
+            {"optimizer": sgd(lr=0.1)},
+            r"optimizer was 'SGD\(lr=0\.05, .*and is 'SGD\(lr=0\.1, ",
+        ),
+        (
+            {"scheduler": steps_of(2)},
+            {"scheduler": steps_of(3)},
+            r"scheduler was 'rates from 0\.05 to 0\.00156.*and is 'rates from 0\.05 to 0\.00625",
+        ),
+        (
+            {"validation": make_set(6, 1)},
+            {"validation": make_set(6, 2)},
+            "other validation data: checksum was ",
+        ),
+    ],
+    ids=["decay", "rate", "schedule", "validation"],
+)
+def test_what_has_changed_is_refused(
+    before: dict[str, Any], after: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PowerCutError):
+        fit(make_net(), tmp_path, fail_after=5, **before)
+    with pytest.raises(CheckpointError, match=message):
+        fit(make_net(), tmp_path, resume=True, **after)
+    assert fit(make_net(), tmp_path, resume=True, **before).status == "finished"
+
+
+@pytest.mark.parametrize("first", [None, make_set(6, 1)])
+def test_a_validation_set_may_come_or_go(first: ImageSet | None, tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        fit(make_net(), tmp_path, fail_after=5, validation=first)
+    second = None if first else make_set(6, 1)
+    history = fit(make_net(), tmp_path, resume=True, validation=second)
+    assert [row.validation_loss is None for row in history] == [
+        first is None,
+        bool(first),
+        bool(first),
+    ]
+
+
+def test_weights_of_another_type_are_those_of_another_model(tmp_path: Path) -> None:
+    fit(make_net(), tmp_path, data=make_loader())
+    message = (
+        r"another model: 1\.weight is float32 \(6, 16\) in the file and float64 \(6, 16\) here"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        fit(make_net().double(), tmp_path, data=make_loader(), resume=True)
+
+
+class Foreign(Counting):
+    """Has a state that may be in no file."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [(Path("here"), "something else than tensors"), (lambda: 0, "cannot be written")],
+    ids=["a class", "a function"],
+)
+def test_a_model_that_no_checkpoint_can_hold_is_refused_at_the_start(
+    state: Any, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"could not be resumed, .*{reason}"):
+        fit(make_net(Foreign(state)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert fit(make_net(Foreign(state))).status == "finished"
+
+
+class Careless(Odd):
+    """Keeps an object of a class of its own, from its first step on."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["where"] = Path("here")
+
+
+def test_an_optimizer_that_no_checkpoint_can_hold_is_said_at_its_first(tmp_path: Path) -> None:
+    def make_optimizer(model: nn.Module) -> Optimizer:
+        return Careless(model.parameters(), lr=0.05)
+
+    with pytest.warns(UserWarning, match="cannot be resumed: .*something else than tensors") as met:
+        history = fit(make_net(), tmp_path, optimizer=make_optimizer)
+    assert len(met) == 1
+    assert history.status == "finished"
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_lazy_module_that_was_never_called_is_refused(folder: bool, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    batches = list(make_loader())
+    with pytest.raises(InvalidInputError, match=r"1\.weight has no shape yet.*call the model once"):
+        fit(model, tmp_path if folder else None, data=batches)
+    model(batches[0][0])
+    assert fit(model, data=batches).status == "finished"
+    # An ImageSet shows the shape.
+    assert fit(nn.Sequential(nn.Flatten(), nn.LazyLinear(3))).status == "finished"
