@@ -267,6 +267,17 @@ def test_a_finished_run_is_never_overwritten(resume: bool, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_damaged_record_can_be_written_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    record = run(out=out)
+    (out / "record.json").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="remove it, and the run, resumed, writes it again"):
+        run(out=out, resume=True)
+    (out / "record.json").unlink()
+    assert untimed(run(out=out, resume=True)) == untimed(record)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_command_that_is_given_repeatedly_does_its_work_once(tmp_path: Path) -> None:
     out = tmp_path / "run"
     break_off(out, resume="if-begun")  # it starts a run

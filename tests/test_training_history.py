@@ -122,6 +122,8 @@ def test_what_was_not_judged_has_no_columns() -> None:
         ("[1, 2]", "line 2"),
         ('{"epoch": 2}', "line 2.*train_loss"),
         ('{"epoch": 2, "loss": 1}', "line 2.*unknown key 'loss'"),
+        (TWO.to_jsonl().splitlines()[0], "line 2: epoch 1 does not follow the one before it"),
+        ("[" * 100_000, "line 2"),
     ],
 )
 def test_a_damaged_line_is_named(line: str, reason: str, tmp_path: Path) -> None:

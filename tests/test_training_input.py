@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, OutputError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -222,14 +222,33 @@ def test_a_batch_that_does_not_fit_is_described_wherever_it_comes(
         trainer.evaluate(make_net(), [batch])
 
 
-def test_targets_of_another_shape_are_not_stretched_over_the_outputs() -> None:
-    """Torch broadcasts (4, 1) outputs over (4,) targets and only warns."""
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "MSELoss",
+        "BCEWithLogitsLoss",
+        "PoissonNLLLoss",
+        "HingeEmbeddingLoss",
+        "MultiLabelSoftMarginLoss",
+    ],
+)
+def test_targets_of_another_shape_are_not_stretched_over_the_outputs(loss: str) -> None:
+    """Torch broadcasts (4, 1) outputs over (4,) targets, and at most warns."""
+    trainer = make_trainer(TrainConfig(epochs=1, loss=loss, schedule="constant"))
+    wrong = [(torch.randn(4, 3), torch.rand(4))]
+    message = rf"outputs \(4, 1\) float32 for targets \(4,\) float32, and {loss} compares number"
+    with pytest.raises(InvalidInputError, match=message):
+        trainer.fit(nn.Linear(3, 1), wrong)
+    with pytest.raises(InvalidInputError, match=message):
+        trainer.evaluate(nn.Linear(3, 1), wrong)
+    right = [(torch.randn(4, 3), torch.rand(4, 1))]
+    trainer.fit(nn.Linear(3, 1), right, right)
+    assert not trainer._loss._forward_pre_hooks  # type: ignore[attr-defined]
+
+
+def test_a_later_batch_is_not_stretched_either() -> None:
     trainer = make_trainer(TrainConfig(epochs=1, loss="MSELoss", schedule="constant"))
     wrong = [(torch.randn(4, 3), torch.randn(4))]
-    with pytest.raises(InvalidInputError, match=r"targets \(4,\) float32.*Using a target size"):
-        trainer.fit(nn.Linear(3, 1), wrong)
-    with pytest.raises(InvalidInputError, match="Using a target size"):
-        trainer.evaluate(nn.Linear(3, 1), wrong)
     with pytest.raises(InvalidInputError, match=r"batch 2 of train .*Using a target size"):
         trainer.fit(nn.Linear(3, 1), [(torch.randn(4, 3), torch.randn(4, 1)), *wrong])
 
@@ -316,3 +335,58 @@ def test_a_model_must_give_a_tensor() -> None:
 
     with pytest.raises(InvalidInputError, match="the model gives a dict"):
         make_trainer().fit(Pair(), make_set())
+
+
+@pytest.mark.parametrize("progress", ["no", None, 2])
+def test_progress_is_a_choice_or_a_callable(progress: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"progress={progress!r}: must be True, False, or"):
+        Trainer(CONSTANT, progress=progress)
+
+
+def test_progress_of_many_seeds_is_no_callable() -> None:
+    trainer = Trainer(CONSTANT, device="cpu", progress=print)
+    with pytest.raises(InvalidInputError, match="not knowing of which seed"):
+        trainer.fit_many(make_net, [0], make_set())
+
+
+@pytest.mark.parametrize("folder", [3, "", "a\0b", "x" * 300, "x/" * 3000])
+def test_what_is_no_folder_is_refused(folder: Any) -> None:
+    with pytest.raises(OutputError, match="folder|cannot write into"):
+        make_trainer().fit(make_net(), make_set(), folder=folder)
+    with pytest.raises(OutputError, match="folder|cannot write into"):
+        make_trainer().fit_many(make_net, [0], make_set(), folder=folder, workers=1)
+
+
+def test_a_taken_folder_of_any_seed_is_seen_before_the_first_runs(tmp_path: Path) -> None:
+    make_trainer().fit(make_net(), make_set(), folder=tmp_path / "seed-2")
+    with pytest.raises(OutputError, match=r"seed-2'.*of another run"):
+        make_trainer().fit_many(make_net, [0, 1, 2], make_set(), folder=tmp_path, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-2"]
+
+
+class Rateless(torch.optim.Optimizer):
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"speed": 1.0})
+
+
+def test_an_optimizer_without_a_rate_is_refused() -> None:
+    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        return Rateless(model.parameters())
+
+    with pytest.raises(InvalidInputError, match="made Rateless, whose groups have no 'lr'"):
+        make_trainer(optimizer=make_optimizer).fit(make_net(), make_set())
+
+
+def test_a_loader_whose_length_changes_is_refused() -> None:
+    class Growing(Claims):
+        def __iter__(self) -> Iterator[Batch]:
+            yield from list(super().__iter__())[: self.claimed]
+            self.claimed += 1
+
+    with pytest.raises(InvalidInputError, match="had 3 batches at the start, and 4 in epoch 2"):
+        make_trainer(ONE_CYCLE).fit(make_net(), Growing(6, 3))
+
+
+def test_settings_nested_without_end_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="not JSON"):
+        TrainConfig.from_json('{"epochs": ' + "[" * 100_000 + "]" * 100_000 + "}")

@@ -222,7 +222,7 @@ def test_what_is_judged_after_any_epoch_is_the_averaged_net() -> None:
     histories = []
     for epochs in (1, 2):
         config = TrainConfig(
-            epochs=epochs, batch_size=16, schedule="constant", weight_averaging=0.9
+            epochs=epochs, batch_size=16, schedule="constant", weight_averaging=0.7
         )
         histories.append(make_trainer(config).fit(make_net(), make_set(), make_set(30, seed=1)))
     stopped, gone_on = histories
@@ -390,6 +390,85 @@ def test_three_dimensional_convolutions_train_with_the_default_layout() -> None:
     batches = [(torch.randn(3, 1, 4, 4, 4), torch.tensor([0, 1, 0]))] * 3
     history = make_trainer(TrainConfig(epochs=2, schedule="constant")).fit(model, batches)
     assert len(history) == 2
+
+
+class Thawing(nn.Sequential):
+    """Its first layer is frozen until its second epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(*make_net(0.0))
+        self[0].requires_grad_(False)
+        self.epochs = 0
+
+    def train(self, mode: bool = True) -> "Thawing":
+        self.epochs += mode
+        if self.epochs == 2:
+            self[0].requires_grad_(True)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3}])
+def test_weights_that_are_unfrozen_in_between_move_as_in_a_loop(options: dict[str, Any]) -> None:
+    config = TrainConfig(
+        epochs=3,
+        batch_size=16,
+        learning_rate=0.05,
+        schedule="constant",
+        optimizer_options=options,
+    )
+    model = Thawing()
+    make_trainer(config).fit(model, make_set())
+    by_hand = Thawing()
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, **options)
+    for epoch in range(1, 4):
+        by_hand.train()
+        for inputs, targets in make_set().training_batches(16, seed=0, epoch=epoch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(by_hand(inputs), targets).backward()
+            optimizer.step()
+    assert_close(copied(model), copied(by_hand))
+    assert not torch.equal(model[0].weight, Thawing()[0].weight)
+
+
+def test_sparse_gradients_train() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(8, 2))
+    before = copied(model)
+    config = TrainConfig(epochs=1, schedule="constant", optimizer_options={"momentum": 0.9})
+    batches = [(torch.randint(0, 10, (6, 2)), torch.randint(0, 2, (6,)))]
+    make_trainer(config).fit(model, batches)
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_an_average_that_looks_back_beyond_the_start_is_warned_of() -> None:
+    config = TrainConfig(epochs=2, batch_size=16, schedule="constant", weight_averaging=0.999)
+    with pytest.warns(UserWarning, match=r"back over 1,000 steps, and the run has 8, .* start"):
+        make_trainer(config).fit(make_net(), make_set())
+
+
+def test_complex_weights_are_averaged() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 3, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.to(torch.complex64) @ self.weight.T).real
+
+    batches = [(torch.ones(4, 3), torch.zeros(4, 2))]
+    words: dict[str, Any] = {"loss": "MSELoss", "schedule": "constant", "learning_rate": 0.01}
+    seen = []
+    model = Turned()
+
+    def look(row: Any) -> None:
+        seen.append(model.weight.detach().clone())
+
+    config = TrainConfig(epochs=2, weight_averaging=0.5, **words)
+    Trainer(config, device="cpu", progress=look).fit(model, batches)
+    # The weights of the first step, and the average of both after the last.
+    plain = Turned()
+    Trainer(TrainConfig(epochs=2, **words), device="cpu", progress=False).fit(plain, batches)
+    assert torch.allclose(model.weight, (seen[0] + plain.weight) / 2)
 
 
 def test_frozen_weights_stay() -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from constrained_cnn.errors import OutputError
+from constrained_cnn.errors import CheckpointError, OutputError
 from constrained_cnn.record import RunRecord
 from constrained_cnn.training import RunFolder
 
@@ -88,9 +88,7 @@ def _below_runs(stem: str, is_taken: Callable[[Path], bool]) -> tuple[list[Path]
 
 
 def _named(out: str | os.PathLike[str]) -> Path:
-    if not os.fspath(out):
-        raise OutputError("out='': must name a folder")
-    return Path(out)
+    return RunFolder(out).path
 
 
 def _check_free(folder: Path, *, resume: bool | str) -> None:
@@ -126,5 +124,12 @@ def finished_record(folder: Path) -> RunRecord | None:
     """Return the record of a finished run in a folder; None if there is none."""
     if not (folder / RECORD).exists():
         return None
-    record = RunRecord.load(folder)
+    try:
+        record = RunRecord.load(folder)
+    except CheckpointError as error:
+        if not is_begun(folder):
+            raise
+        raise CheckpointError(
+            f"{error}; remove it, and the run, resumed, writes it again from its checkpoint"
+        ) from error
     return record if record.status == "finished" else None

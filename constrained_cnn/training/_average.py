@@ -42,13 +42,13 @@ class Average:
     def update(self, model: nn.Module) -> None:
         """Take in the weights as they are now."""
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        smooth = [pair for pair in pairs if pair[0].is_floating_point()]
+        smooth = [pair for pair in pairs if _is_smooth(pair[0])]
         averages = [old for old, _ in smooth]
         news = [new.detach() for _, new in smooth]
         torch._foreach_mul_(averages, self._kept)
         torch._foreach_add_(averages, torch._foreach_mul(news, 1 - self._kept))
         for old, new in pairs:
-            if not old.is_floating_point():
+            if not _is_smooth(old):
                 old.copy_(new)
         self._kept.fill_(self._decay)
 
@@ -66,6 +66,10 @@ class Average:
             if name.startswith(prefix)
         }
         self.module.load_state_dict(weights)
+
+
+def _is_smooth(part: Tensor) -> bool:
+    return part.is_floating_point() or part.is_complex()
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

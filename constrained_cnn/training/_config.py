@@ -237,7 +237,7 @@ class TrainConfig:
         """Return the configuration written in ``text`` by :meth:`to_json`."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"configuration is not JSON: {error}") from error
         return cls.from_dict(values)
 

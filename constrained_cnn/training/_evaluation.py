@@ -28,6 +28,22 @@ EXPLAINED = (
 )
 
 
+# Losses that compare number by number. Of other shapes most of them stretch one to the other, and
+# compare every output with every target; some warn of it.
+SAME_SHAPE = (
+    nn.BCEWithLogitsLoss,
+    nn.HingeEmbeddingLoss,
+    nn.HuberLoss,
+    nn.KLDivLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.PoissonNLLLoss,
+    nn.SmoothL1Loss,
+    nn.SoftMarginLoss,
+)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How a model does on a set.
@@ -179,6 +195,20 @@ def explained(
         ) from error
 
 
+def check_same_shape(loss: object, outputs: Tensor, targets: Tensor) -> None:
+    """Raise if a loss that compares number by number would stretch one of these to the other.
+
+    Raises:
+        InvalidInputError: With both shapes.
+    """
+    if isinstance(loss, SAME_SHAPE) and outputs.shape != targets.shape:
+        raise InvalidInputError(
+            f"the model gives outputs {_say(outputs)} for targets {_say(targets)}, and "
+            f"{type(loss).__name__} compares number by number; give both one shape, as by "
+            "targets.unsqueeze(1) or outputs.squeeze(1)"
+        )
+
+
 @contextmanager
 def no_stretching() -> Iterator[None]:
     """Make it an error that a loss stretches outputs and targets of different shapes.
@@ -227,6 +257,7 @@ def evaluate(
                 continue
             with explained(source.name, met, inputs, targets):
                 outputs = model(inputs)
+                check_same_shape(loss, outputs, targets)
                 found = loss(outputs, targets).reshape(())
                 tally.add(found, count_correct(outputs, targets), len(inputs))
             if stop():

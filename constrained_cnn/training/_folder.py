@@ -52,8 +52,10 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not os.fspath(path):
-            raise OutputError("folder='': must name a folder")
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise OutputError(f"folder={path!r}: must name a folder")
+        if "\0" in os.fspath(path):
+            raise OutputError(f"folder={path!r}: holds a NUL, which no name of a file can")
         self.path = Path(path)
         self._entered = 0
         self._made = False
@@ -64,8 +66,8 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         if not self._entered:
-            self._made = not self.path.exists()
             try:
+                self._made = not self.path.exists()
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(self.path)
             except BlockingIOError as error:
@@ -104,12 +106,12 @@ class RunFolder:
     @property
     def holds_checkpoint(self) -> bool:
         """Whether there is something to resume."""
-        return any((self.path / name).exists() for name in (CHECKPOINT, BEFORE))
+        return any(os.path.exists(self.path / name) for name in (CHECKPOINT, BEFORE))
 
     def check_free(self) -> None:
         """Raise if the folder holds what a new run would overwrite."""
         for name in (CHECKPOINT, BEFORE, *HISTORY_FILES):
-            if (self.path / name).exists():
+            if os.path.exists(self.path / name):
                 raise OutputError(
                     f"folder={str(self.path)!r}: holds the {name} of another run; resume=True "
                     "goes on with its checkpoint, another folder starts anew"

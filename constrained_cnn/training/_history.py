@@ -139,7 +139,9 @@ class History:
                     judged_on = TEST
                     values = {name.replace(TEST, VALIDATION): v for name, v in values.items()}
                 rows.append(row_from_dict(values))
-            except (ValueError, TypeError) as error:
+                if rows[-1].epoch != rows[0].epoch + number - 1:
+                    raise ValueError(f"epoch {rows[-1].epoch} does not follow the one before it")
+            except (ValueError, TypeError, RecursionError) as error:
                 raise CheckpointError(f"{str(path)!r}, line {number}: {error}") from error
         return cls(tuple(rows), judged_on=judged_on)
 

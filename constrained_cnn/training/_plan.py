@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.training._config import TrainConfig
+from constrained_cnn.training._evaluation import SAME_SHAPE, check_same_shape
 from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._optimizers import use_fused_kernel
@@ -80,6 +81,11 @@ def make_optimizer(plan: Plan) -> Optimizer:
             f"optimizer: made {type(optimizer).__name__}; must make a torch optimizer "
             "whose step takes a single gradient, so not LBFGS"
         )
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise InvalidInputError(
+            f"optimizer: made {type(optimizer).__name__}, whose groups have no 'lr'; the trainer "
+            "sets the learning rate of every step there"
+        )
     _check_moves_model(optimizer, plan.model)
     return optimizer
 
@@ -113,10 +119,14 @@ def check_has_shapes(model: nn.Module) -> None:
 
 @contextmanager
 def first_outputs_checked(plan: Plan) -> Iterator[None]:
-    """Refuse a classifier of one output at its first call: its loss is 0 whatever it says."""
+    """Look at what the first step compares.
+
+    Refused are a classifier of one output, whose loss is 0 whatever it says, and outputs of another
+    shape than their targets where the loss would stretch them.
+    """
 
     def look(model: nn.Module, inputs: Any, outputs: Any) -> None:
-        handle.remove()  # once is enough, and a hook costs time
+        handles[0].remove()  # once is enough, and a hook costs time
         if plan.classifier and isinstance(outputs, Tensor) and outputs.shape[1:] == (1,):
             raise InvalidInputError(
                 f"the model gives one output for each sample, of which loss={plan.config.loss!r} "
@@ -124,8 +134,15 @@ def first_outputs_checked(plan: Plan) -> Iterator[None]:
                 "'MSELoss' for a regression, 'BCEWithLogitsLoss' for two classes in one output"
             )
 
-    handle = plan.model.register_forward_hook(look)
+    def look_at_loss(loss: nn.Module, given: Any) -> None:
+        handles[1].remove()
+        check_same_shape(loss, *given)
+
+    handles = [plan.model.register_forward_hook(look)]
+    if isinstance(plan.loss, SAME_SHAPE):
+        handles.append(plan.loss.register_forward_pre_hook(look_at_loss))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -117,6 +117,7 @@ class Run:
         self.loader_random: list[Tensor] = []
         self.timings = Timings()
         self._watch = watch
+        self._steps = plan.train.steps
         self._samples = 0  # met in this part of the run
         self._saved_within = False
         self._proven = False  # whether a checkpoint with the optimizer's state was read back
@@ -148,6 +149,7 @@ class Run:
         """
         self._check_alike(resume=False)
         self._make_executor()
+        self._warn_of_average()
         try:
             self.save()
             self._read_back()
@@ -157,6 +159,20 @@ class Run:
                 f"a run of this model could not be resumed, so it is not begun: {error}. Without a "
                 "folder it trains, and keeps nothing"
             ) from error
+
+    def _warn_of_average(self) -> None:
+        """Warn if the average of the weights would be mostly of those before they learned."""
+        decay, steps = self.plan.config.weight_averaging, self._steps
+        if decay is None or steps is None or not self.plan.world.is_first:
+            return
+        total = steps * self.plan.config.epochs
+        if (1 - decay) * total < 1:
+            warnings.warn(
+                f"weight_averaging={decay}: looks back over {1 / (1 - decay):,.0f} steps, and the "
+                f"run has {total:,}, so its result is mostly the weights of the start; "
+                f"{max(0.0, 1 - 10 / total):.2g} would look back over a tenth of it",
+                stacklevel=2,
+            )
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
@@ -353,6 +369,11 @@ class Run:
         """Take the steps that are left of an epoch; return whether all of them were taken."""
         config, source, tally = self.plan.config, self.plan.train, self.tally
         rank = self.plan.world.rank
+        if source.steps != self._steps:
+            raise InvalidInputError(
+                f"train: had {self._steps} batches at the start, and {source.steps} in epoch "
+                f"{epoch}; the learning-rate schedule goes by their number, so it must stay"
+            )
         torch.manual_seed(epoch_seed(config.seed, epoch))
         self.plan.model.train()
         generators = source.generators()

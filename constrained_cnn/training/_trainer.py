@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +127,11 @@ class Trainer:
         self.config = config
         self.device = find_device(device)
         check_autocast(config.autocast, self.device)
+        if progress not in (True, False) and not callable(progress):
+            raise InvalidInputError(
+                f"progress={progress!r}: must be True, False, or a callable that takes the row of "
+                "every epoch"
+            )
         self.progress = progress
         self.executor = check_choice("executor", executor, EXECUTORS)
         self.together = check_flag("together", together)
@@ -307,12 +311,17 @@ class Trainer:
         check_resume(resume)
         if resume and folder is None:
             raise InvalidInputError(f"resume={resume!r}: needs the folder that holds the seeds")
+        if callable(self.progress):
+            raise InvalidInputError(
+                "progress: a callable is given the epochs of one run, not knowing of which seed; "
+                "with fit_many make the trainer with progress=True or False"
+            )
         one = FitOne(
             trainer=self,
             make_model=make_model,
             train=train,
             validation=validation,
-            folder=None if folder is None else Path(folder),
+            folder=None if folder is None else RunFolder(folder).path,
             resume=bool(resume),
             options={"judged_on": judged_on},
         )
@@ -337,6 +346,9 @@ class Trainer:
         """Train these seeds in this process, or in processes of its own."""
         if not seeds:
             return []
+        if one.folder is not None and not one.resume:
+            for seed in seeds:  # before the first of them runs
+                RunFolder(one.folder / f"seed-{seed}").check_free()
         if self.device.type == "cpu":
             return fit_many(one, seeds, *share_cores(len(seeds), workers, self.threads))
         at_once = 16 if workers is None else check_integer("workers", workers, minimum=1)
