@@ -241,6 +241,50 @@ def test_a_loss_that_is_not_finite_never_gets_into_a_checkpoint(tmp_path: Path) 
     assert_same((resumed, history), (whole, plain.fit(whole, make_set())))
 
 
+class Dying:
+    """A loader whose own processes end with the signal that asks the run to stop."""
+
+    def __init__(self, at: int, number: int | None = signal.SIGTERM) -> None:
+        self.batches, self.left, self.number = list(make_loader()), at, number
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            if self.left == 0:
+                if self.number is not None:
+                    os.kill(os.getpid(), self.number)
+                raise RuntimeError("DataLoader worker exited unexpectedly")
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_signal_that_ends_the_processes_of_a_loader_too_keeps_every_step(
+    judged: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sets = [Dying(-1), Dying(-1)]
+    trainer = Trainer(make_config(), device="cpu", progress=False)
+    unbroken = make_net()
+    whole = unbroken, trainer.fit(unbroken, *sets)
+    # In the second epoch: with the third batch of one of the sets.
+    sets[judged].left = STEPS + 2
+    history = trainer.fit(make_net(), *sets, folder=tmp_path)
+    assert (history.status, len(history)) == ("interrupted", 1)
+    assert history.steps_of_next == (STEPS if judged else 2)
+    sets[judged].left = -1
+    model = make_net(seed=9)
+    assert_same(whole, (model, trainer.fit(model, *sets, folder=tmp_path, resume=True)))
+
+
+def test_a_loader_that_fails_without_a_signal_is_an_error(tmp_path: Path) -> None:
+    trainer = Trainer(make_config(), device="cpu", progress=False)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        trainer.fit(make_net(), Dying(2, None))
+
+
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 

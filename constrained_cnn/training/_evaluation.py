@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, reason_of
 from constrained_cnn.training._executor import Loss, count_correct
 from constrained_cnn.training._memory import is_out_of_memory
-from constrained_cnn.training._source import Source
+from constrained_cnn.training._source import Batch, Source
 from constrained_cnn.training._world import World
 
 # What torch, a model or a loss raise for a batch they cannot take.
@@ -225,7 +225,23 @@ def _say(part: Tensor) -> str:
 
 
 class StoppedError(Exception):
-    """An evaluation was asked to stop before its end."""
+    """What was reading a set was asked to stop before its end."""
+
+
+def until_stopped(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
+    """Yield batches, which may fail to come once the run was asked to stop.
+
+    A signal to all processes of a group, such as ``timeout`` sends, ends those of a DataLoader too.
+
+    Raises:
+        StoppedError: If they fail to come then.
+    """
+    try:
+        yield from batches
+    except Exception as error:
+        if not stopped():
+            raise
+        raise StoppedError from error
 
 
 def evaluate(
@@ -243,7 +259,7 @@ def evaluate(
         loss: Maps (outputs, targets) to a scalar mean.
         source: The set; of several processes each has its own samples of every batch.
         world: The processes whose results are added up; None for this one alone.
-        stop: Is asked after every batch whether to stop.
+        stop: Says whether the run was asked to stop; it is asked after every batch.
 
     Raises:
         StoppedError: If ``stop`` says so.
@@ -251,7 +267,7 @@ def evaluate(
     tally = Tally()
     met = 0
     with evaluating(model), torch.no_grad(), no_stretching():
-        for inputs, targets in source.batches():
+        for inputs, targets in until_stopped(source.batches(), stop):
             met += 1
             if not len(inputs):
                 continue

@@ -29,6 +29,7 @@ from constrained_cnn.training._evaluation import (
     evaluation_of,
     explained,
     sums_over,
+    until_stopped,
 )
 from constrained_cnn.training._executor import Executor, Parts, outputs_of
 from constrained_cnn.training._folder import CHECKPOINT, HISTORY_FILES
@@ -338,7 +339,11 @@ class Run:
         self._started = time.perf_counter() - self.spent
         shown.start_epoch(epoch, self.tally.steps)
         self._watch.start(TRAINING)
-        if not (yield from self._train(epoch, guard, shown)):
+        try:
+            whole = yield from self._train(epoch, guard, shown)
+        except StoppedError:  # the next batch did not come any more
+            whole = False
+        if not whole:
             self.save(within=True)
             return None
         self._check_finite(epoch)
@@ -389,7 +394,8 @@ class Run:
         steps = source.steps
         first = (epoch - 1) * (steps or 0)
         step = tally.steps
-        for inputs, targets in batches:
+        # Several processes would have to agree on it.
+        for inputs, targets in until_stopped(batches, lambda: guard.requested and not several):
             if step == steps:
                 raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
             if several and self._one_sample is None:

@@ -92,9 +92,15 @@ class Timings:
 
 
 class Stopwatch:
-    """Adds up the seconds of each phase; at any time one of them runs."""
+    """Adds up the seconds of each phase; at any time one of them runs.
 
-    def __init__(self) -> None:
+    Args:
+        device: Where the run trains; from now on its peak of memory is that of the run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._phase = START_UP
         self._since = time.perf_counter()

@@ -181,7 +181,7 @@ class Trainer:
                 another process is training in it.
             NonFiniteLossError: If the loss became infinite or NaN; the last good checkpoint stays.
         """
-        watch = Stopwatch()
+        watch = Stopwatch(self.device)
         check_resume(resume)
         if resume and folder is None:
             raise InvalidInputError(
@@ -379,7 +379,7 @@ class Trainer:
                     own.check_free()
                 judged_on = one.options["judged_on"]
                 plan = trainer._plan(models[-1], train, validation, judged_on, own, World())
-                runs.append(Run(plan, Stopwatch()))
+                runs.append(Run(plan, Stopwatch(self.device)))
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices), no_stretching():
                 told = [Told(functools.partial(shown.end_epoch, seed)) for seed in seeds]
