@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds[name].append(time.perf_counter() - started)
-    table = Table(title=f"{count} seeds, {options.epochs} epochs of {options.steps} steps each")
+    table = Table(title=f"Seeds: {count}; epochs: {options.epochs}; steps of each: {options.steps}")
     for heading in ("way", "seconds", "times as fast"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     rows = []

@@ -2,8 +2,8 @@
 
     python examples/mnist_12k.py [--seed 0 | --seeds 0-2] [--data auto|mnist|digits] ...
 
-takes the options of ``constrained-cnn train mnist-12k`` and gives the same weights, to the bit.
-Change anything here to make it yours.
+takes the options of ``constrained-cnn train mnist-12k``, which ``constrained-cnn train --help``
+lists, and gives the same weights, to the bit. Change anything here to make it yours.
 
 Result: 99.50 % test accuracy after epoch 19 (mean of seeds 0 to 4: 99.54, 99.52, 99.53, 99.45,
 99.46), about 12 minutes a seed on one thread of an AMD EPYC, torch 2.14.1.
@@ -74,4 +74,7 @@ RECIPE = recipes.Recipe(
 recipes.register_recipe(RECIPE)
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit()
     sys.exit(cli.main(["train", RECIPE.name, *sys.argv[1:]]))

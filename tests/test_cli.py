@@ -4,18 +4,22 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from constrained_cnn import RunRecord, TrainConfig, data, models, recipes
-from constrained_cnn.cli import main
+from constrained_cnn.cli import _runs, main
 from constrained_cnn.models import _registry
 from constrained_cnn.recipes import Recipe, _recipe, _run
+from constrained_cnn.training import _threads
 
 FILES = {
     "checkpoint-before.pt",
@@ -169,6 +173,142 @@ def test_a_range_of_seeds_gives_a_run_each_and_their_mean(capsys: Captured) -> N
     assert train("--seeds", "0-1", "--workers", "1", "--resume", "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again == [record.to_dict() for record in records]  # kept, not run anew
+
+
+@pytest.mark.usefixtures("tiny")
+def test_places_are_told_for_each_seed_and_for_all(capsys: Captured) -> None:
+    assert train("--seeds", "0-1", "--workers", "1", "--quiet") == 0
+    folder = Path("runs/tiny-seeds-0-to-1")
+    *_, each, together = capsys.readouterr().out.splitlines()
+    assert each == f"For each seed a folder with record, weights, history and pictures: {folder}/"
+    assert together == f"All seeds together: {folder}/sample.json and {folder}/seeds.png"
+    assert (folder / "sample.json").exists()
+    assert (folder / "seeds.png").exists()
+    assert train("--seeds", "7-7", "--workers", "1", "--quiet") == 0
+    assert "together" not in capsys.readouterr().out  # one has no statistics
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_is_finished_already_is_said_to_be(capsys: Captured) -> None:
+    said = "Nothing to train: the run is finished already, in here/\n"
+    assert train("--out", "here", "--resume-if-begun") == 0
+    first = capsys.readouterr()
+    assert "Nothing to train" not in first.out + first.err
+    assert "Results go to here/" in first.out
+    assert train("--out", "here", "--resume-if-begun") == 0
+    again = capsys.readouterr()
+    assert again.out.startswith(said)
+    assert "Results go to" not in again.out
+    assert again.err == ""
+    assert "test accuracy" in again.out
+    assert train("--out", "here", "--resume-if-begun", "--json") == 0
+    again = capsys.readouterr()
+    assert again.err == said
+    assert json.loads(again.out) == RunRecord.load("here").to_dict()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_seeds_that_are_finished_already_are_named(capsys: Captured) -> None:
+    words = ["--out", "here", "--workers", "1"]
+    assert train("--seeds", "0-1", *words) == 0
+    assert "lready" not in capsys.readouterr().out
+    assert train("--seeds", "0-2", *words, "--resume") == 0
+    printed = capsys.readouterr()
+    assert "Finished already and not trained again: seeds 0, 1\n" in printed.out
+    assert "seed 2, 3 of 3" in printed.err
+    assert train("--seeds", "0-2", *words, "--resume", "--quiet") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(
+        "Nothing to train: the runs of seeds 0, 1, 2 are finished already, in here/\n"
+    )
+    assert printed.err == ""
+
+
+def report_of(summary: str, **accuracies: str) -> dict[str, Any]:
+    """Return a report on a run: a rule that is kept, one that is not judged, and those broken."""
+    found = {"judged": True, "verdict": "fail", "required": "99 %", "evidence": ["why"]}
+    broken = [{**found, "label": name, "measured": value} for name, value in accuracies.items()]
+    others = [{**found, "label": "kept", "verdict": "pass"}, {**found, "judged": False}]
+    return {"summary": summary, "findings": [*others, *broken]}
+
+
+def test_rules_are_told_once_for_seeds_alike(capsys: Captured) -> None:
+    reports = {
+        0: report_of("1 kept", first="98 %", second="12"),
+        1: report_of("2 kept", first="98 %"),
+        2: report_of("1 kept", first="97 %", second="12"),
+        3: None,
+        4: report_of("2 kept", second="12"),
+    }
+    shipped = models.get_weights("mnist_12k", "mnist").record
+    records = [dataclasses.replace(shipped, seed=seed, report=one) for seed, one in reports.items()]
+    console = Console(highlight=False)
+    _runs._print_rules(console, records)
+    assert capsys.readouterr().out.splitlines() == [
+        "Rules, 1 kept, seeds 0, 2",
+        "  fail: first: 99 % required, 98 % (seed 0), 97 % (seed 2)",
+        "  fail: second: 99 % required, 12",
+        "Rules, 2 kept, seed 1",
+        "  fail: first: 99 % required, 98 %",
+        "Rules, 2 kept, seed 4",
+        "  fail: second: 99 % required, 12",
+    ]
+    _runs._print_rules(console, [records[0]])
+    assert capsys.readouterr().out.splitlines()[0] == "Rules, 1 kept"
+    _runs._print_rules(console, [records[1], dataclasses.replace(records[1], seed=9)])
+    assert capsys.readouterr().out.splitlines() == [
+        "Rules, 2 kept, each of 2 seeds",
+        "  fail: first: 99 % required, 98 %",
+    ]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_steps_are_counted_as_a_person_says_it(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = models.get_weights("mnist_12k", "mnist").record
+    result = {"seconds": 1.0, "steps_of_next_epoch": 1}
+    stopped = dataclasses.replace(shipped, status="interrupted", result=result)
+    monkeypatch.setattr("constrained_cnn.recipes.run", lambda *_, **__: stopped)
+    assert train("--quiet") == 130
+    assert "epochs and 1 step of the next are kept. " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_more_threads_than_cores_are_warned_of(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, said in ((1, "warning: --threads 2: this process may use 1 core; "), (2, "")):
+        monkeypatch.setattr(_threads, "usable_cores", lambda cores=cores: cores)
+        assert train("--quiet", "--threads", "2") == 0
+        error = capsys.readouterr().err
+        assert error.startswith(said)
+        assert error.count("\n") == bool(said)
+
+
+def in_a_process(*words: str, **streams: Any) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "constrained_cnn", "train", "mnist-12k", "--data", "digits"]
+    options = ["--epochs", "1", "--device", "cpu", "--threads", "1", *words]
+    return subprocess.Popen([*command, *options], **streams)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_is_gone_ends_no_training(
+    unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    # Nobody reads standard error, as after `2> >(head -1)`; or neither of them, as `2>&1 | head`.
+    read, write = os.pipe()
+    os.close(read)
+    seen = in_a_process("--out", "seen", stdout=subprocess.PIPE, stderr=write)
+    unseen = in_a_process("--out", "unseen", stdout=write, stderr=write)
+    os.close(write)
+    out, _ = seen.communicate(timeout=120)
+    assert seen.returncode == 0
+    assert b"test accuracy" in out
+    assert unseen.wait(timeout=120) == 2  # its results could not be printed
+    for name in ("seen", "unseen"):
+        assert RunRecord.load(name).status == "finished"
 
 
 @pytest.mark.usefixtures("tiny")

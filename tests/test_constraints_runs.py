@@ -113,13 +113,36 @@ def interrupted_after(epochs: int) -> RunRecord:
 def test_epochs_are_those_that_ran() -> None:
     finding = found(Epochs(exactly=19), own_record())
     assert (finding.verdict, finding.measured, finding.margin) == (PASS, "19", 0)
-    short = interrupted_after(12)
+    short = altered(epochs=12, history=own_record().history[:12])
     assert short.config["epochs"] == 19
     finding = found(Epochs(exactly=19), short)
     assert (finding.verdict, finding.measured, finding.margin) == (FAIL, "12", -7)
-    assert finding.evidence == ("asked for 19, interrupted",)
+    assert finding.evidence == ("asked for 19, finished",)
     assert found(Epochs(at_most=19), short).ok
     assert found(Epochs(exactly=12), short).ok
+
+
+def test_a_run_that_may_go_on_has_so_many_epochs_at_least() -> None:
+    short = interrupted_after(12)
+    finding = found(Epochs(exactly=19), short)
+    assert (finding.verdict, finding.measured, finding.margin) == (CANNOT_TELL, "at least 12", None)
+    assert why(finding) == "asked for 19, and the run is not finished: 12 ran so far"
+    wanted = {
+        Epochs(exactly=12): CANNOT_TELL,
+        Epochs(exactly=11): FAIL,
+        Epochs(at_most=11): FAIL,
+        Epochs(at_most=19): CANNOT_TELL,
+        Epochs(at_least=12): PASS,
+        Epochs(at_least=13): CANNOT_TELL,
+    }
+    for rule, verdict in wanted.items():
+        assert found(rule, short).verdict is verdict, rule
+
+
+def test_a_stopped_run_breaks_no_rule_of_the_reference_network() -> None:
+    report = check(network(), constraints="mnist-12k", run=interrupted_after(12))
+    assert report.failed == ()
+    assert {one.rule.name for one in report.unclear} == {"R2", "R11", "R11 epochs"}
 
 
 def test_epochs_that_the_history_does_not_have_are_not_believed() -> None:
@@ -130,15 +153,18 @@ def test_epochs_that_the_history_does_not_have_are_not_believed() -> None:
 
 def test_epochs_of_each_run_count() -> None:
     runs = [altered(seed=1), interrupted_after(12)]
-    assert found(Epochs(exactly=19), *runs).verdict is FAIL
-    assert found(Epochs(at_most=19), *runs).verdict is PASS
+    assert found(Epochs(exactly=19), *runs).verdict is CANNOT_TELL
+    assert found(Epochs(at_least=12), *runs).verdict is PASS
     assert "seed 1: asked for 19, finished" in why(found(Epochs(exactly=19), *runs))
+    short = altered(epochs=12, history=own_record().history[:12])
+    for rule in (Epochs(exactly=19), Epochs(at_least=19)):  # whatever becomes of the other
+        assert found(rule, short, interrupted_after(12)).verdict is FAIL
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_run_of_no_epoch_has_run_none(epochs: int) -> None:
     finding = found(Epochs(at_least=1), interrupted_after(epochs))
-    assert finding.verdict is (PASS if epochs else FAIL)
+    assert finding.verdict is (PASS if epochs else CANNOT_TELL)
 
 
 def test_batch_size() -> None:

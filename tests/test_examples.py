@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,3 +59,11 @@ def test_runs_by_its_own_name(
     record = RunRecord.load(tmp_path / "mine")
     assert (record.recipe, record.model) == ("my-mnist-12k", "my_mnist_12k")
     assert (record.epochs, record.parameters, record.data["name"]) == (1, 12_000, "digits")
+
+
+def test_its_help_is_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLE, "--help"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "python examples/mnist_12k.py [--seed 0 | --seeds 0-2]" in done.stdout
+    assert "usage" not in done.stdout  # that of the command, which takes the name of a recipe

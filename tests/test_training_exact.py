@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
 from constrained_cnn.errors import NonFiniteLossError, OutputError
@@ -277,6 +277,29 @@ def test_a_signal_that_ends_the_processes_of_a_loader_too_keeps_every_step(
     sets[judged].left = -1
     model = make_net(seed=9)
     assert_same(whole, (model, trainer.fit(model, *sets, folder=tmp_path, resume=True)))
+
+
+class Masks(Dataset[Any]):
+    """Tells for every sample whether its process lets no Ctrl-C through."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        held = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return torch.tensor([float(held)]), torch.tensor([0.0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no such signals")
+def test_ctrl_c_does_not_end_the_processes_of_a_loader() -> None:
+    met: list[Tensor] = []
+    model = nn.Linear(1, 1)
+    model.register_forward_pre_hook(lambda module, given: met.append(given[0]))
+    loader = DataLoader(Masks(), 2, num_workers=1, multiprocessing_context="spawn")
+    config = TrainConfig(epochs=1, loss="MSELoss", schedule="constant")
+    Trainer(config, device="cpu", progress=False).fit(model, loader)
+    assert torch.equal(torch.cat(met), torch.ones(4, 1))
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_loader_that_fails_without_a_signal_is_an_error(tmp_path: Path) -> None:

@@ -153,6 +153,23 @@ def test_nobody_has_to_read_that_it_stops(
     assert (history.status, history.steps_of_next) == ("interrupted", 2)
 
 
+@pytest.mark.parametrize(("rank", "times"), [(None, 1), ("0", 1), ("1", 0), ("12", 0)])
+def test_of_the_processes_of_torchrun_one_says_that_they_stop(
+    rank: str | None,
+    times: int,
+    usual_handler: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with InterruptGuard() as guard:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert guard.requested
+    assert capfd.readouterr().err.count("Stopping after this step") == times
+
+
 def test_an_epoch_is_kept_before_it_is_shown(tmp_path: Path) -> None:
     def fail(row: object) -> None:
         raise ZeroDivisionError

@@ -1,6 +1,5 @@
 """What is shown of a run: in a notebook, in a terminal, in a file; and how often."""
 
-import functools
 import io
 import itertools
 import math
@@ -15,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
+from constrained_cnn.errors import NonFiniteLossError
 from constrained_cnn.training import _notebook, _progress
 from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._many import Fitted, SeedsProgress
 from constrained_cnn.training._notebook import (
     BOTTOM,
     LEFT,
@@ -34,7 +34,7 @@ from constrained_cnn.training._notebook import (
     loss_scale,
     thinned,
 )
-from constrained_cnn.training._progress import EpochProgress, Told
+from constrained_cnn.training._progress import BestEffort, EpochProgress, Told
 from constrained_cnn.training._timings import Timings
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -576,6 +576,88 @@ def test_after_an_error_the_lines_so_far_stay(
     assert [line.split()[0] for line in lines] == ["epoch", "1", "2", "3"]
 
 
+@pytest.mark.usefixtures("no_notebook")
+@pytest.mark.parametrize(
+    ("epochs", "done", "said"),
+    [
+        (0, 7, "going on after 7 steps of epoch 1 of 9"),
+        (3, 0, "going on after epoch 3 of 9"),
+        (3, 1, "going on after epoch 3 of 9 and 1 step of the next"),
+    ],
+)
+def test_a_file_says_after_what_a_run_goes_on(
+    clock: Clock, capsys: pytest.CaptureFixture[str], epochs: int, done: int, said: str
+) -> None:
+    with make_progress(9, rows=make_rows(epochs)) as shown:
+        run_epochs(shown, clock, first=epochs + 1, done=done, last=epochs + 2)
+    heading, going_on, *rows = capsys.readouterr().err.splitlines()
+    assert (heading, going_on) == (HEADING, said)
+    assert [int(row.split()[0]) for row in rows] == [epochs + 1, epochs + 2]
+
+
+class Broken(io.StringIO):
+    """A stream that takes no more: its reader is gone, its disk is full, it is closed."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self._error = error
+        self.refused = 0
+
+    def isatty(self) -> bool:
+        return self._error is BrokenPipeError  # a terminal that was closed as well
+
+    def flush(self) -> None:
+        self.refused += 1
+        raise self._error
+
+    def write(self, text: str) -> int:
+        if len(text) > 4:  # what is longer is too much for what it holds back
+            self.flush()
+        return len(text)
+
+
+@pytest.mark.usefixtures("no_notebook")
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError])
+def test_no_run_ends_because_it_cannot_be_shown(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, error: type[Exception]
+) -> None:
+    stream = Broken(error)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with make_progress(3) as shown:
+        run_epochs(shown, clock)
+        shown.end_run(History(tuple(make_rows(3)), timings=TIMINGS))
+    seeds = SeedsProgress(1, 3, enabled=True)
+    before = stream.refused
+    seeds.end_epoch(0, make_row(1))
+    seeds.end_seed(0, "done")
+    assert stream.refused > before > 2
+
+
+def test_no_run_ends_because_there_is_no_standard_error(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, no_notebook: None
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with make_progress(3) as shown:
+        run_epochs(shown, clock)
+
+
+def test_what_was_lost_is_known() -> None:
+    stream = BestEffort(Broken(BrokenPipeError))
+    assert (stream.write("four"), stream.error) == (4, None)
+    stream.write("fiver")
+    assert isinstance(stream.error, BrokenPipeError)
+    assert (stream.isatty(), stream.closed) == (True, False)  # of the stream itself
+
+
+def test_what_a_seed_gave_is_told_in_a_line() -> None:
+    history = History((make_row(1),), "interrupted", "test")
+    fitted = Fitted(4, nn.Linear(2, 2), history)
+    said = "train loss 1.0000, test accuracy 91.00 %, 0.0 s, stopped after 1 epoch"
+    assert repr([fitted]) == f"[Fitted(seed 4: {said})]"
+    diverged = Fitted(5, None, None, NonFiniteLossError("the loss is nan", epoch=1, step=2))
+    assert repr(diverged) == "Fitted(seed 5: diverged: the loss is nan)"
+
+
 def test_nothing_is_shown_where_it_is_not_enabled(
     notebook: Display, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -630,7 +712,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch, no_notebook: None) -> Terminal:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     terminal = Terminal()
-    monkeypatch.setattr(_progress, "Console", functools.partial(Console, file=terminal))
+    # Not sys.stderr itself, which pytest sets anew before the test.
+    monkeypatch.setattr(_progress, "sys", types.SimpleNamespace(stderr=terminal))
     return terminal
 
 
@@ -667,7 +750,8 @@ def test_a_bar_of_a_run_that_goes_on_starts_where_it_was(terminal: Terminal, clo
         *rows, bar = terminal.screen
         assert bar.endswith("epoch 8/9, step 60/100")
         assert bar.count("━") > 12  # of 16
-        assert [row.split()[0] for row in rows[1:]] == ["3", "4", "5", "6", "7"]
+        assert [row.split()[0] for row in rows[1:-1]] == ["3", "4", "5", "6", "7"]
+        assert rows[-1] == "going on after epoch 7 of 9 and 60 steps of the next"
 
 
 def test_an_error_takes_the_bar_away(terminal: Terminal, clock: Clock) -> None:
@@ -681,3 +765,19 @@ def test_an_error_takes_the_bar_away(terminal: Terminal, clock: Clock) -> None:
         broken_run()
     assert [line.split()[0] for line in terminal.screen] == ["epoch", "1", "2"]
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
+
+
+def test_seeds_are_padded_in_a_terminal_alone(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    for stream in (terminal, file):
+        monkeypatch.setattr(_progress.sys, "stderr", stream)
+        shown = SeedsProgress(2, 1, enabled=True)
+        shown.end_epoch(3, make_row(1))
+        shown.end_seed(3, "diverged: " + 80 * "x" if stream is file else "[done]")
+    assert file.getvalue() == f"seed 3 (1 of 2): diverged: {80 * 'x'}\n"
+    percent, line = terminal.plain.split("\r")
+    assert percent.startswith("0 of 2 seeds done, 50 % of all epochs, ")
+    assert line.rstrip() == "seed 3 (1 of 2): [done]"
+    assert len(line) > len(percent)

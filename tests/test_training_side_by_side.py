@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
 from constrained_cnn.errors import NonFiniteLossError, OutOfMemoryError
-from constrained_cnn.training import Fitted, History
-from constrained_cnn.training import _trainer as trainer_module
+from constrained_cnn.training import Fitted, History, _side_by_side
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._checkpoint import load_checkpoint
 from constrained_cnn.training._executor import EagerExecutor, Parts
@@ -22,7 +21,11 @@ from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._many import FitOne
 from constrained_cnn.training._optimizers import prepare_optimizer
 from constrained_cnn.training._schedule import Rates
-from constrained_cnn.training._side_by_side import Networks, branches_step
+from constrained_cnn.training._side_by_side import (
+    Networks,
+    branches_step,
+    fit_side_by_side,
+)
 
 CONFIG: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1}
 STEPS = 5
@@ -52,7 +55,7 @@ def side_by_side(
 ) -> list[Fitted]:
     """On a CPU seeds go to processes; here they go the way that they go on a GPU."""
     one = FitOne(trainer, make, make_set(), make_set(9, 1), folder, False, {"judged_on": "test"})
-    return trainer._fit_side_by_side(one, seeds)
+    return fit_side_by_side(one, seeds)
 
 
 def alone(trainer: Trainer, seed: int, make: Any = Net) -> tuple[nn.Module, History]:
@@ -217,7 +220,7 @@ class Broken(Net):
 def test_a_stop_is_the_same_step_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes between the first run's question and the second's."""
     stopper = Stopper(after=7)
-    monkeypatch.setattr(trainer_module, "InterruptGuard", lambda: stopper)
+    monkeypatch.setattr(_side_by_side, "InterruptGuard", lambda: stopper)
     found = side_by_side(make_trainer(), [1, 2], tmp_path)
     histories = [one.history for one in found]
     assert [one and one.status for one in histories] == ["interrupted"] * 2

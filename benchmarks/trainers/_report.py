@@ -163,6 +163,16 @@ def _microseconds(seconds: float) -> str:
     return f"{1e6 * seconds:+,.0f}" if seconds else "0"
 
 
+def _counted(number: int, word: str) -> str:
+    """Return a number of things as a person says it.
+
+    Examples:
+        >>> _counted(1, "thread"), _counted(2, "thread")
+        ('1 thread', '2 threads')
+    """
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def conditions(content: Mapping[str, Any]) -> str:
     """Return in a sentence or two how the figures were taken."""
     around = content["environment"]
@@ -176,12 +186,12 @@ def conditions(content: Mapping[str, Any]) -> str:
         else f"computed: start-up as measured, and {epochs} times {steps} steps"
     )
     return (
-        f"{content['repeats']} repeats in turns, each way in a process of its own; "
-        f"{content['steps']} steps an epoch for the network (images of {content['data']}) and "
-        f"{content['linear_steps']} for the linear model, the first epoch of a process not "
-        f"counted. 19 epochs: {whole}. {device}{around['processor']}, {around['cores']} cores, "
-        f"{content['threads']} threads, Python {around['python']}, "
-        f"torch {around['packages']['torch']}{named}."
+        f"{_counted(content['repeats'], 'repeat')} in turns, each way in a process of its own; "
+        f"{_counted(content['steps'], 'step')} an epoch for the network (images of "
+        f"{content['data']}) and {content['linear_steps']} for the linear model, the first epoch "
+        f"of a process not counted. 19 epochs: {whole}. {device}{around['processor']}, "
+        f"{_counted(around['cores'], 'core')}, {_counted(content['threads'], 'thread')}, "
+        f"Python {around['python']}, torch {around['packages']['torch']}{named}."
     )
 
 

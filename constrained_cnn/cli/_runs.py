@@ -5,8 +5,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from constrained_cnn.cli._layers import layer_table
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_INTERRUPTED
@@ -122,10 +123,37 @@ def _seed_range(text: str) -> list[int]:
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from constrained_cnn.training._progress import BestEffort, standard_error
+
+    out = BestEffort(sys.stdout)
+    with _losing_what_cannot_be_shown():
+        results = Console(file=cast("TextIO", out), highlight=False)
+        status = _train_recipe(options, standard_error() if options.json else results)
+    if out.error is not None:  # now that nothing is lost by it
+        raise out.error
+    return status
+
+
+@contextmanager
+def _losing_what_cannot_be_shown() -> Iterator[None]:
+    """Let no training end because nobody reads standard error any more."""
+    from constrained_cnn.training._progress import BestEffort
+
+    stream = sys.stderr
+    try:
+        with redirect_stderr(cast("TextIO", BestEffort(stream))):
+            yield
+    finally:
+        try:
+            stream.flush()
+        except OSError:  # what is still held back would be an error at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _train_recipe(options: argparse.Namespace, console: "Console") -> int:
     from constrained_cnn import recipes
     from constrained_cnn.training import Trainer, World
 
-    console = Console(stderr=options.json, highlight=False)
     recipe = recipes.get_recipe(options.recipe)
     name = recipes.run_name(recipe, options.data, held_out=options.held_out)
     keywords: dict[str, Any] = {
@@ -152,13 +180,17 @@ def _train(options: argparse.Namespace) -> int:
         if not (world.is_first or several):
             warnings.simplefilter("ignore")  # the first process warns of the same
         options.quiet = options.quiet or not world.is_first
+        if world.is_first and device.type == "cpu":
+            _warn_of_threads(options.threads)
         if options.seeds is None:
             folder = world.from_first(
                 lambda: recipes.run_folder(
                     options.out, f"{name}-seed-{options.seed}", resume=options.resume
                 )
             )
-            _announce(console, options, recipe, folder)
+            before = world.from_first(lambda: _finished_before(options, folder))
+            if world.is_first:
+                _announce(console, options, recipe, folder, before)
             records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
         else:
             folder = world.from_first(
@@ -166,7 +198,9 @@ def _train(options: argparse.Namespace) -> int:
                     options.out, name, options.seeds, resume=options.resume
                 )
             )
-            _announce(console, options, recipe, folder)
+            before = world.from_first(lambda: _finished_before(options, folder))
+            if world.is_first:
+                _announce(console, options, recipe, folder, before)
             records = recipes.run_seeds(
                 recipe, options.seeds, out=folder, workers=options.workers, **keywords
             )
@@ -174,6 +208,30 @@ def _train(options: argparse.Namespace) -> int:
             _report(console, options, records, folder)
     whole = len(records) == (len(options.seeds) if several else 1)
     return EXIT_DONE if whole and _stopped(records) is None else EXIT_INTERRUPTED
+
+
+def _warn_of_threads(threads: int | None) -> None:
+    from constrained_cnn.training._progress import counted
+    from constrained_cnn.training._threads import usable_cores
+
+    cores = usable_cores()
+    if threads is not None and threads > cores:
+        print(
+            f"warning: --threads {threads}: this process may use {counted(cores, 'core')}; with "
+            "more threads than that a step can take many times as long",
+            file=sys.stderr,
+        )
+
+
+def _finished_before(options: argparse.Namespace, folder: "Path") -> list[int]:
+    """Return the seeds whose runs are finished already, so that nothing of them is trained."""
+    from constrained_cnn.recipes._folder import finished_record
+
+    if not options.resume:
+        return []
+    if options.seeds is None:
+        return [] if finished_record(folder) is None else [options.seed]
+    return [s for s in options.seeds if finished_record(folder / f"seed-{s}") is not None]
 
 
 def _stopped(records: "Sequence[RunRecord]") -> "RunRecord | None":
@@ -186,6 +244,8 @@ def _report(
     console: "Console", options: argparse.Namespace, records: "Sequence[RunRecord]", folder: "Path"
 ) -> None:
     """Say what came of the runs."""
+    from constrained_cnn.training._progress import counted
+
     if not records:
         print(
             "Stopped before a seed was begun. To go on, give the same command again",
@@ -200,11 +260,11 @@ def _report(
     else:
         _print_records(console, records)
         if _stopped(records) is None:
-            console.print(f"Record, weights, history and pictures: {folder}{os.sep}", markup=False)
+            _print_places(console, options, records, folder)
     last = _stopped(records)
     if last is not None:
         steps = last.result.get("steps_of_next_epoch", 0)
-        kept = f" and {steps} steps of the next" if steps else ""
+        kept = f" and {counted(steps, 'step')} of the next" if steps else ""
         print(
             f"Stopped; {last.epochs} of {last.config['epochs']} epochs{kept} are kept. "
             f"To go on, give the same command with --resume --out {folder}",
@@ -218,14 +278,52 @@ def _report(
         )
 
 
-def _announce(
-    console: "Console", options: argparse.Namespace, recipe: "Recipe", folder: "Path"
+def _print_places(
+    console: "Console",
+    options: argparse.Namespace,
+    records: "Sequence[RunRecord]",
+    folder: "Path",
 ) -> None:
-    """Say what is about to run, and where its results go."""
-    if options.quiet:
-        return
-    _print_layers(console, recipe)
-    console.print(f"Results go to {folder}{os.sep}", markup=False)
+    """Say where the results are."""
+    what = "Record" if options.seeds is None else "For each seed a folder with record"
+    lines = [f"{what}, weights, history and pictures: {folder}{os.sep}"]
+    if options.seeds is not None and _sample(records) is not None:
+        lines.append(f"All seeds together: {folder / 'sample.json'} and {folder / 'seeds.png'}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _announce(
+    console: "Console",
+    options: argparse.Namespace,
+    recipe: "Recipe",
+    folder: "Path",
+    before: Sequence[int],
+) -> None:
+    """Say what is about to run, and where its results go; and what is finished ``before``."""
+    runs = 1 if options.seeds is None else len(options.seeds)
+    where = f"{folder}{os.sep}"
+    lines = []
+    if len(before) == runs:
+        which = "the run is" if options.seeds is None else f"the runs of {_of_seeds(before)} are"
+        lines = [f"Nothing to train: {which} finished already, in {where}"]
+    elif not options.quiet:
+        _print_layers(console, recipe)
+        lines = [f"Results go to {where}"]
+        if before:
+            lines.append(f"Finished already and not trained again: {_of_seeds(before)}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    """Return which seeds, in words.
+
+    Examples:
+        >>> _of_seeds([4]), _of_seeds([0, 1, 3])
+        ('seed 4', 'seeds 0, 1, 3')
+    """
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _keep_statistics(records: "Sequence[RunRecord]", folder: "Path") -> None:
@@ -308,20 +406,47 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
 
 
 def _print_rules(console: "Console", records: "Sequence[RunRecord]") -> None:
-    """Print how many rules of the recipe are kept, and which are not."""
+    """Print how many rules of the recipe are kept, and which are not; once for seeds alike."""
+    alike: dict[object, dict[int, Mapping[str, Any]]] = {}
     for record in records:
-        if record.report is None:
-            continue
-        seed = f", seed {record.seed}" if len(records) > 1 else ""
-        console.print(f"Rules, {record.report['summary']}{seed}", markup=False, soft_wrap=True)
-        for found in record.report["findings"]:
-            if found["judged"] and found["verdict"] != "pass":
-                said = found["measured"] if found["verdict"] == "fail" else found["evidence"][0]
-                line = (
-                    f"  {found['verdict']}: {found['label']}: {found['required']} required, {said}"
-                )
-                colour = "red" if found["verdict"] == "fail" else "yellow"
-                console.print(line, style=colour, markup=False, soft_wrap=True)
+        if record.report is not None:
+            open_ones = [(one["verdict"], one["label"]) for one in _open_ones(record.report)]
+            key = record.report["summary"], *open_ones
+            alike.setdefault(key, {})[record.seed] = record.report
+    for reports in alike.values():
+        seeds = list(reports)
+        which = _of_seeds(seeds) if len(seeds) < len(records) else f"each of {len(seeds)} seeds"
+        of = f", {which}" if len(records) > 1 else ""
+        summary = reports[seeds[0]]["summary"]
+        console.print(f"Rules, {summary}{of}", markup=False, soft_wrap=True)
+        for found in zip(*map(_open_ones, reports.values()), strict=True):
+            first = found[0]
+            said = _said_of_each(dict(zip(seeds, map(_said, found), strict=True)))
+            line = f"  {first['verdict']}: {first['label']}: {first['required']} required, {said}"
+            colour = "red" if first["verdict"] == "fail" else "yellow"
+            console.print(line, style=colour, markup=False, soft_wrap=True)
+
+
+def _open_ones(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what was found of the rules that are not kept."""
+    return [one for one in report["findings"] if one["judged"] and one["verdict"] != "pass"]
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    said: str = found["measured"] if found["verdict"] == "fail" else found["evidence"][0]
+    return said
+
+
+def _said_of_each(said: Mapping[int, str]) -> str:
+    """Return what is said of each seed; once where it is the same of all.
+
+    Examples:
+        >>> _said_of_each({0: "12", 1: "12"}), _said_of_each({0: "12", 1: "13"})
+        ('12', '12 (seed 0), 13 (seed 1)')
+    """
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return ", ".join(f"{one} (seed {seed})" for seed, one in said.items())
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -1,9 +1,12 @@
 """Ctrl-C and SIGTERM: finish the step in flight, then stop; a second one stops at once."""
 
+import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Self
 
@@ -58,7 +61,8 @@ class InterruptGuard:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        if self._quiet:
+        # torchrun passes a signal on to each of its processes; the first one speaks for all.
+        if self._quiet or os.environ.get("RANK", "0") != "0":
             return
         again = "press Ctrl-C again" if number == signal.SIGINT else "send the signal again"
         # This runs within a step, which must not fail because nobody reads what is said.
@@ -66,3 +70,21 @@ class InterruptGuard:
             print(
                 f"\nStopping after this step; {again} to stop at once.", file=sys.stderr, flush=True
             )
+
+
+@contextmanager
+def signals_held(*signals: signal.Signals) -> Iterator[None]:
+    """Let a process that is begun meanwhile get none of these signals, unless it asks for them.
+
+    Ctrl-C goes to all processes of a terminal. It would end one that is still importing, or one
+    that reads batches for a step that is to be finished.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start, with that of the process, would let them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,5 +1,6 @@
 """What one run is made of, and what is seen to be wrong with it before it learns anything."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,21 @@ def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
         raise InvalidInputError(
             f"optimizer: made one over {foreign} parameters that are not the model's; make it from "
             "the model it is given"
+        )
+
+
+def warn_of_average(plan: Plan) -> None:
+    """Warn if the average of the weights would be mostly of those before they learned."""
+    decay, steps = plan.config.weight_averaging, plan.train.steps
+    if decay is None or steps is None or not plan.world.is_first:
+        return
+    total = steps * plan.config.epochs
+    if (1 - decay) * total < 1:
+        warnings.warn(
+            f"weight_averaging={decay}: looks back over {1 / (1 - decay):,.0f} steps, and the run "
+            f"has {total:,}, so its result is mostly the weights of the start; "
+            f"{max(0.0, 1 - 10 / total):.2g} would look back over a tenth of it",
+            stacklevel=2,
         )
 
 

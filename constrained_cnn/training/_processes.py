@@ -7,21 +7,37 @@ import pickle
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, OutputError, reason_of
-from constrained_cnn.training._interrupt import SIGNALS, InterruptGuard
+from constrained_cnn.errors import (
+    ConstrainedCNNError,
+    InvalidInputError,
+    OutputError,
+    reason_of,
+    say_value,
+)
+from constrained_cnn.training._interrupt import SIGNALS, InterruptGuard, signals_held
 
 Send = Callable[[Any], None]
 Work = Callable[[Any, Send], Any]
 POLL_SECONDS = 0.1
+
+# What a process says.
+READY = "ready"
+SENT = "sent"
+DONE = "done"
+FAILED = "failed"
 NOT_BEGUN = "not begun"
+NOTHING = "nothing"
 
 
 def in_processes(
@@ -35,7 +51,8 @@ def in_processes(
     """Yield (item, result) of ``work(item, send)`` for every item, as they are done.
 
     The processes are new ones that import what they need. After Ctrl-C or SIGTERM each finishes as
-    if it had got the signal itself, and items that were not begun are left out. If this process
+    if it had got the signal itself, and items that were not begun are left out; so do the others
+    where one fails, before its error is raised. A second Ctrl-C ends them at once. If this process
     dies, each finishes as if it had got SIGTERM, and ends.
 
     Args:
@@ -48,63 +65,25 @@ def in_processes(
     Raises:
         InvalidInputError: If ``work`` cannot be sent to another process.
         OutputError: If it cannot be written to a temporary file, from which they read it.
-        ConstrainedCNNError: If a process died.
+        ConstrainedCNNError: If a process died, or what it gave or raised cannot be sent.
+        Exception: What ``work`` raised, with a note that says where.
     """
     try:
         content = pickle.dumps(work)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InvalidInputError(
-            f"workers={workers}: what is to be done cannot be sent to another process "
-            f"({reason_of(error)}); define functions and classes at the top of a module, not in a "
-            "notebook, a function or as a lambda, or give workers=1"
-        ) from error
-    context = multiprocessing.get_context("spawn")
-    messages = context.SimpleQueue()
-    pids: set[int] = set()
-
-    def read_messages() -> None:
-        while not messages.empty():
-            item, message = messages.get()
-            if item is None:
-                pids.add(message)
-            else:
-                on_message(item, message)
-
-    with (
-        InterruptGuard() as guard,
-        _written(content) as file,
-        ProcessPoolExecutor(
-            workers, context, initializer=_begin, initargs=(file, threads, messages)
-        ) as pool,
-    ):
-        waiting = list(items)
-        begun: dict[Future[Any], Any] = {}
-        told: set[int] = set()
+        raise _not_sendable(error, f"workers={workers}: ") from error
+    team: list[_Worker] = []
+    with InterruptGuard() as guard, _written(content) as file:
         try:
-            while begun or (waiting and not guard.requested):
-                # No more than there are processes, as the pool begins what it has been given.
-                while waiting and len(begun) < workers and not guard.requested:
-                    item = waiting.pop(0)
-                    begun[_submitted(pool, item)] = item
-                done, _ = wait(begun, POLL_SECONDS, return_when=FIRST_COMPLETED)
-                read_messages()
-                for future in done:
-                    item, result = begun.pop(future), future.result()
-                    if result != NOT_BEGUN:
-                        yield item, result
-                if guard.requested:
-                    _send_signal(pids - told, signal.SIGTERM)
-                    told |= pids
-        except BrokenProcessPool as error:
-            raise ConstrainedCNNError(
-                "a process that trained was killed from outside, perhaps because memory ran out; "
-                "give fewer workers. What has a folder can be resumed"
-            ) from error
-        except BaseException as error:
-            # The others keep what they have, but for a second Ctrl-C.
-            at_once = not isinstance(error, Exception | GeneratorExit)
-            _send_signal(pids, signal.SIGKILL if at_once else signal.SIGTERM)
+            for _ in range(min(workers, len(items))):
+                team.append(_begun(file, threads))
+            yield from _worked_through(team, items, guard, on_message)
+            _finish(team)
+        except (Exception, GeneratorExit):
+            _finish(team)
             raise
+        finally:
+            _kill(team)  # they are gone by now, but after a second Ctrl-C
 
 
 @contextlib.contextmanager
@@ -126,50 +105,218 @@ def _written(content: bytes) -> Iterator[Path]:
         yield file
 
 
-def _submitted(pool: ProcessPoolExecutor, item: Any) -> Future[Any]:
-    """Hand an item to the pool, which begins a process for it if none is free."""
+class _Worker:
+    """A process that does one item at a time, as the first process sees it.
+
+    Not one of a ``ProcessPoolExecutor``: its processes share locks and a pipe, so that where one is
+    killed the others may wait for what it held, and it gives them items before they are ready.
+
+    Attributes:
+        process: The process.
+        pipe: Leads to it and back.
+        item: What it was given last.
+        ready: Whether it can be given an item, and gets signals.
+        busy: Whether it works on an item.
+    """
+
+    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
+        self.process, self.pipe = process, pipe
+        self.item: Any = None
+        self.ready = self.busy = False
+        self._asked_to_stop = self._asked_to_end = False
+
+    def give(self, item: Any) -> None:
+        """Let it work on an item."""
+        self.item, self.busy = item, True
+        self._send((item,))
+
+    def stop(self) -> None:
+        """Let it stop what it works on. It is asked once, as a second signal means at once."""
+        if self.busy and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.process.terminate()
+
+    def end(self) -> None:
+        """Let it end: when it has stopped, or now if it works on nothing."""
+        if self.busy:
+            self.stop()
+        elif not self.ready:
+            self.process.kill()
+        elif not self._asked_to_end:
+            self._asked_to_end = True
+            self._send(None)
+
+    def hear(self) -> tuple[str, Any]:
+        """Return the next that it said: of what kind, and what.
+
+        Raises:
+            EOFError: If it has died, and nothing is left to hear.
+        """
+        alive = self.process.is_alive()  # before it is looked whether it has said something
+        try:
+            if not self.pipe.poll():
+                if alive:
+                    return NOTHING, None
+                raise EOFError
+            kind, content = self.pipe.recv()
+        except OSError as error:
+            raise EOFError from error
+        self.ready = self.ready or kind == READY
+        self.busy = self.busy and kind == SENT
+        return kind, content
+
+    def _send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # it is dead, which is noticed when it is heard
+            self.pipe.send(message)
+
+
+def _begun(file: Path, threads: int) -> _Worker:
+    """Begin a process."""
+    context = multiprocessing.get_context("spawn")
     try:
-        with _signals_held():
-            return pool.submit(_do, item)
-    except OSError as error:  # also where a pool was broken while it began a process
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(file, threads, there))
+        with signals_held(*SIGNALS):  # until it is ready for them
+            process.start()
+    except OSError as error:
         raise ConstrainedCNNError(
             f"a process that was to train could not be begun ({reason_of(error)}), perhaps because "
             "memory ran out; give fewer workers. What has a folder can be resumed"
         ) from error
+    there.close()  # or its end would not be noticed here
+    return _Worker(process, here)
 
 
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let a process that is begun meanwhile get no signal until it is ready for them.
+def _worked_through(
+    team: Sequence[_Worker],
+    items: Sequence[Any],
+    guard: InterruptGuard,
+    on_message: Callable[[Any, Any], None],
+) -> Iterator[tuple[Any, Any]]:
+    """Give the items out; yield each with its result, until all are done or it is asked to stop."""
+    waiting = list(items)
+    while any(one.busy for one in team) or (waiting and not guard.requested):
+        for one in team:
+            if guard.requested:
+                one.stop()
+            elif waiting and one.ready and not one.busy:
+                one.give(waiting.pop(0))
+        wait_for_any([one.pipe for one in team], POLL_SECONDS)
+        for one in team:
+            try:
+                kind, content = one.hear()
+            except EOFError:
+                raise _death(one) from None
+            if kind == SENT:
+                on_message(one.item, pickle.loads(content))
+            elif kind == DONE:
+                yield one.item, _result(one.item, content)
+            elif kind == FAILED:
+                raise content.error()
 
-    Ctrl-C goes to all processes of a terminal, and would end one that is still importing. (The
-    resource tracker of multiprocessing must run already: its start would let them through.)
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+def _finish(team: Sequence[_Worker]) -> None:
+    """Let every process stop and end, and wait for it."""
+    while alive := [one for one in team if one.process.is_alive()]:
+        for one in alive:
+            one.end()
+        wait_for_any([one.process.sentinel for one in alive], POLL_SECONDS)
+        for one in alive:
+            # A process ends only when it is heard: what it says may be more than a pipe holds.
+            with contextlib.suppress(EOFError):
+                while one.hear()[0] != NOTHING:
+                    pass
+
+
+def _kill(team: Sequence[_Worker]) -> None:
+    for one in team:
+        one.process.kill()
+    for one in team:
+        one.process.join()
+        one.pipe.close()
+
+
+def _death(one: _Worker) -> ConstrainedCNNError:
+    """Return the error that says why a process is dead."""
+    one.process.join(1)  # it may be about to end
+    code = one.process.exitcode or 0
+    if code < 0:
+        return ConstrainedCNNError(
+            f"a process that trained was killed (signal {-code}), perhaps because memory ran out; "
+            "give fewer workers. What has a folder can be resumed"
+        )
+    if not one.ready:
+        return ConstrainedCNNError(
+            "a process that was to train could not begin; what it printed says why. A script needs "
+            '`if __name__ == "__main__":` around what it runs, as every process imports the script'
+        )
+    return ConstrainedCNNError(
+        f"a process that trained ended of itself (exit code {code}); what it printed says why. "
+        "What has a folder can be resumed"
+    )
+
+
+def _result(item: Any, content: bytes) -> Any:
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pickle.loads(content)
+    except Exception as error:
+        raise _not_a_result(item, error) from error
 
 
-def _send_signal(pids: set[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+def _not_a_result(item: Any, error: Exception) -> ConstrainedCNNError:
+    return ConstrainedCNNError(
+        f"item={say_value(item)}: its result cannot be sent from the process that made it "
+        f"({reason_of(error)}); it must be what pickle can write and read, or give workers=1"
+    )
 
 
-_work: Work
-_messages: Any
-_guard: InterruptGuard
-_busy = threading.Lock()  # held while an item is worked on
+def _not_sendable(error: Exception, asked: str = "") -> InvalidInputError:
+    return InvalidInputError(
+        f"{asked}what is to be done cannot be sent to another process ({reason_of(error)}); define "
+        "functions and classes at the top of a module, not in a notebook, a function or as a "
+        "lambda, or give workers=1"
+    )
 
 
-def _begin(file: Path, threads: int, messages: Any) -> None:
-    """Make a new process ready; the names it sets are its own."""
-    global _work, _messages, _guard
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from the process that raised it.
+
+    Attributes:
+        said: Its kind and message.
+        trace: Its traceback.
+        content: The error as pickle writes it; nothing if it cannot, or if it is none to pass on.
+    """
+
+    said: str
+    trace: str
+    content: bytes
+
+    @classmethod
+    def of(cls, error: BaseException) -> "_Failure":
+        content = b""
+        if isinstance(error, Exception):  # others would end the first process as well
+            with contextlib.suppress(Exception):
+                content = pickle.dumps(error)
+        said = "".join(traceback.format_exception_only(error)).strip()
+        return cls(said, "".join(traceback.format_exception(error)), content)
+
+    def error(self) -> Exception:
+        """Return the error, or one that names it if it cannot be made again here."""
+        error = None
+        with contextlib.suppress(Exception):
+            error = pickle.loads(self.content)
+        if not isinstance(error, Exception):
+            error = ConstrainedCNNError(
+                f"a process raised {self.said}\n(the error itself cannot be sent from one process "
+                "to another; workers=1 raises it here)"
+            )
+        error.add_note(f"It was raised in another process:\n{self.trace}")
+        return error
+
+
+def _serve(file: Path, threads: int, pipe: Connection) -> None:
+    """Work on one item after another: what a new process does."""
     # Ctrl-C in a terminal goes to all processes at once; the first one passes it on.
     with contextlib.suppress(AttributeError, OSError):
         os.setpgrp()
@@ -177,27 +324,49 @@ def _begin(file: Path, threads: int, messages: Any) -> None:
         signal.signal(one, signal.SIG_IGN)  # drops what was held
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    # For as long as the process lives: a signal between two items must not end it.
-    _guard = InterruptGuard(quiet=True).__enter__()
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    _work = pickle.loads(file.read_bytes())
-    _messages = messages
-    _messages.put((None, os.getpid()))
+    busy = threading.Lock()
+    # Around all items: a signal between two of them must not end the process.
+    with InterruptGuard(quiet=True) as guard:
+        threading.Thread(target=_follow_parent, args=(busy,), daemon=True).start()
+        torch.set_num_threads(threads)
+        try:
+            work = pickle.loads(file.read_bytes())
+        except (AttributeError, ImportError) as error:  # it is of a notebook, or of the wrong path
+            pipe.send((FAILED, _Failure.of(_not_sendable(error))))
+            return
+        with contextlib.suppress(EOFError, OSError):  # the first process is dead
+            pipe.send((READY, None))
+            while (given := pipe.recv()) is not None:
+                with busy:
+                    reply = _reply(work, given[0], guard, pipe)
+                pipe.send(reply)
 
 
-def _follow_parent() -> None:
+def _reply(work: Work, item: Any, guard: InterruptGuard, pipe: Connection) -> tuple[str, Any]:
+    """Work on an item; return what is to be said of it at the end."""
+
+    def send(message: Any) -> None:
+        content = pickle.dumps(message)
+        with contextlib.suppress(OSError):  # the first process is dead, and the work soon stopped
+            pipe.send((SENT, content))
+
+    if guard.requested:
+        return NOT_BEGUN, None
+    try:
+        result = work(item, send)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is to be raised there
+        return FAILED, _Failure.of(error)
+    try:
+        return DONE, pickle.dumps(result)
+    except Exception as error:  # noqa: BLE001 - what pickle calls may raise anything
+        return FAILED, _Failure.of(_not_a_result(item, error))
+
+
+def _follow_parent(busy: threading.Lock) -> None:
     """Let the item under way end as after a signal when the parent is dead, then the process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-        with _busy:
+        with busy:
             os._exit(1)  # it waits for an item that nobody sends
-
-
-def _do(item: Any) -> Any:
-    with _busy:
-        if _guard.requested:
-            return NOT_BEGUN
-        return _work(item, lambda message: _messages.put((item, message)))

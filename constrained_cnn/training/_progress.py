@@ -1,11 +1,13 @@
 """What a person sees while a run goes on, without slowing it."""
 
 import math
+import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -19,6 +21,59 @@ REFRESH_SECONDS = 0.1
 DRAWING_SHARE = 0.05
 LONG_SECONDS = 1.0  # of an epoch whose steps have a rate of their own, without the evaluation
 EARLIER_EPOCHS = 5  # that a terminal repeats of a run that goes on
+
+
+class BestEffort:
+    """A stream of text that never fails: what it cannot pass on is lost.
+
+    The reader of standard error may be gone, as ``head`` goes, or its disk full; no training ends
+    for that.
+
+    Attributes:
+        error: Why something was lost, the first time; None if nothing was.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Pass it on."""
+        with self._kept():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is held back."""
+        with self._kept():
+            self._stream.flush()
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+        except ValueError:  # it was closed
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def standard_error() -> Console:
+    """Return a console on standard error for what is shown of a run; it never fails."""
+    stream = None
+    if sys.stderr is not None:  # as it is in a program without a console
+        # A bar of rich's puts itself in place of the stream, and is passed by as rich does it.
+        stream = BestEffort(getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+    return Console(
+        file=cast("TextIO | None", stream),
+        stderr=True,
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 class Progress:
@@ -82,7 +137,7 @@ class Lines:
     def __init__(self, judged_on: str | None, rows: Sequence[EpochRow]) -> None:
         self._judged_on = judged_on
         self._rows = rows
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console = standard_error()
         self._bar: Bar | None = None
 
     def open(self) -> None:
@@ -101,6 +156,10 @@ class Lines:
         )
         self._task = self._bar.add_task("starting", total=1.0)
         self._bar.start()
+
+    def go_on(self, said: str) -> None:
+        """Print after what the run goes on."""
+        self._console.print(said)
 
     def draw(self, words: Sequence[str], share: float, new: Sequence[EpochRow]) -> None:
         """Print the new lines and move the bar."""
@@ -158,7 +217,7 @@ class EpochProgress(Progress):
         self._new: list[EpochRow] = []
         self._said = ""
         self._epoch, self._step = len(rows) + 1, 0
-        self._began, self._whole = 0.0, False
+        self._began, self._whole, self._first = 0.0, False, True
         self._epoch_seconds: float | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=11)
         self._rate: float | None = None
@@ -184,6 +243,10 @@ class EpochProgress(Progress):
         """Show that an epoch begins, of which so many steps are done already."""
         if self._view is None:
             return
+        if self._first and (epoch, done) != (1, 0) and isinstance(self._view, Lines):
+            # A notebook shows it by its curves and its bar.
+            self._view.go_on(say_going_on(epoch, done, self.epochs))
+        self._first = False
         now = monotonic()
         if self._whole:
             self._epoch_seconds = now - self._began
@@ -215,10 +278,9 @@ class EpochProgress(Progress):
 
     def end_run(self, history: History) -> None:
         """Show at the end where the time went."""
-        epochs = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
-        steps = f" and {history.steps_of_next} steps" if history.steps_of_next else ""
+        steps = f" and {counted(history.steps_of_next, 'step')}" if history.steps_of_next else ""
         timings = "" if history.timings is None else f": {history.timings}"
-        self._said = f"{history.status} after {epochs}{steps}{timings}"
+        self._said = f"{history.status} after {counted(len(history), 'epoch')}{steps}{timings}"
 
     def _measure(self, now: float) -> None:
         """Find the rate over the last drawings; never with the first step, which takes long."""
@@ -249,6 +311,32 @@ class EpochProgress(Progress):
             left = (self.steps * epochs - self._step) / self._rate
             words.append(f"{duration(left)} left")
         return words
+
+
+def say_going_on(epoch: int, done: int, epochs: int) -> str:
+    """Return where a run goes on, with ``done`` steps of ``epoch`` behind it.
+
+    Examples:
+        >>> say_going_on(4, 0, 19), say_going_on(4, 7, 19)
+        ('going on after epoch 3 of 19', 'going on after epoch 3 of 19 and 7 steps of the next')
+        >>> say_going_on(1, 7, 19)
+        'going on after 7 steps of epoch 1 of 19'
+    """
+    steps = counted(done, "step")
+    if epoch == 1:
+        return f"going on after {steps} of epoch 1 of {epochs}"
+    rest = f" and {steps} of the next" if done else ""
+    return f"going on after epoch {epoch - 1} of {epochs}{rest}"
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number of things as a person says it.
+
+    Examples:
+        >>> counted(1, "epoch"), counted(12, "epoch")
+        ('1 epoch', '12 epochs')
+    """
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def say_rate(rate: float) -> str:

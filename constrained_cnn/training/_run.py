@@ -17,9 +17,10 @@ from constrained_cnn.errors import (
     NonFiniteLossError,
     reason_of,
 )
+from constrained_cnn.training._alike import check_alike
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
-from constrained_cnn.training._checkpoint import load_checkpoint, say_tensor
+from constrained_cnn.training._checkpoint import load_checkpoint
 from constrained_cnn.training._config import CONSTANT
 from constrained_cnn.training._evaluation import (
     Evaluation,
@@ -37,12 +38,15 @@ from constrained_cnn.training._gradients import GradientExchange
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
-from constrained_cnn.training._plan import Plan, first_outputs_checked, make_optimizer
+from constrained_cnn.training._plan import (
+    Plan,
+    first_outputs_checked,
+    make_optimizer,
+    warn_of_average,
+)
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
     check_fits_run,
-    differences,
-    identity_of,
     made_on,
     restore,
     say_optimizer,
@@ -148,9 +152,9 @@ class Run:
             OutputError: If the folder cannot be written.
             InvalidInputError: If the model holds what no checkpoint can.
         """
-        self._check_alike(resume=False)
+        check_alike(self, resume=False)
         self._make_executor()
-        self._warn_of_average()
+        warn_of_average(self.plan)
         try:
             self.save()
             self._read_back()
@@ -161,23 +165,9 @@ class Run:
                 "folder it trains, and keeps nothing"
             ) from error
 
-    def _warn_of_average(self) -> None:
-        """Warn if the average of the weights would be mostly of those before they learned."""
-        decay, steps = self.plan.config.weight_averaging, self._steps
-        if decay is None or steps is None or not self.plan.world.is_first:
-            return
-        total = steps * self.plan.config.epochs
-        if (1 - decay) * total < 1:
-            warnings.warn(
-                f"weight_averaging={decay}: looks back over {1 / (1 - decay):,.0f} steps, and the "
-                f"run has {total:,}, so its result is mostly the weights of the start; "
-                f"{max(0.0, 1 - 10 / total):.2g} would look back over a tenth of it",
-                stacklevel=2,
-            )
-
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
-        self._check_alike(resume=True)
+        check_alike(self, resume=True)
         world, folder = self.plan.world, self.plan.folder
 
         def read() -> tuple[Path, dict[str, Any]]:
@@ -191,40 +181,6 @@ class Run:
             self._save_history()
         if world.is_first:
             warn_of_changes(state["made_on"], made_on(self))
-
-    def _check_alike(self, *, resume: bool) -> None:
-        """Raise in every process unless all of them are asked for the same run.
-
-        Otherwise they would wait for one another in different places, or each learn something else.
-        """
-        plan, world = self.plan, self.plan.world
-        if world.size == 1:
-            return
-        asked = {
-            **identity_of(self),
-            "words": {
-                "folder": plan.keeps,
-                "resume": resume,
-                "executor": plan.executor,
-                "validation": None if plan.validation is None else "given",
-            },
-            "weights": {
-                name: f"{say_tensor(part)}{', trained' if part.requires_grad else ''}"
-                for name, part in plan.model.named_parameters()
-            },
-            "buffers": {name: say_tensor(part) for name, part in plan.model.named_buffers()},
-            "validation": {
-                f"validation {name}": value
-                for name, value in (plan.validation.describe() if plan.validation else {}).items()
-            },
-        }
-        differing = differences(world.gathered(asked))
-        if differing:
-            listed = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
-            raise InvalidInputError(
-                f"the processes are asked for different runs: {listed}. Give all of them the same, "
-                "and the data whole: every batch is shared out here"
-            )
 
     def _make_executor(self) -> None:
         plan = self.plan

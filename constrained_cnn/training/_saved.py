@@ -42,18 +42,6 @@ def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
     }
 
 
-def differences(told: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Return in what each of several processes says something else than the first."""
-    return [
-        f"{name} is {told[0][what].get(name)!r} in process 0 and {other[what].get(name)!r} in "
-        f"process {rank}"
-        for rank, other in enumerate(told)
-        for what in other
-        for name in sorted({*told[0][what], *other[what]})
-        if other[what].get(name) != told[0][what].get(name)
-    ]
-
-
 def say_optimizer(optimizer: Optimizer) -> str:
     """Return what an optimizer does, as it was made."""
     groups = [

@@ -6,9 +6,10 @@ kernel. Captured as a CUDA graph that is a single launch for all of them.
 """
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +24,70 @@ from constrained_cnn.errors import (
     reason_of,
 )
 from constrained_cnn.training._average import Average
-from constrained_cnn.training._evaluation import explained
+from constrained_cnn.training._evaluation import explained, no_stretching
 from constrained_cnn.training._executor import Executor, Given, Parts, count_correct, outputs_of
+from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import History
+from constrained_cnn.training._interrupt import InterruptGuard
+from constrained_cnn.training._many import (
+    FitOne,
+    Fitted,
+    SeedsProgress,
+    say_fitted,
+    seeded_model,
+)
 from constrained_cnn.training._memory import is_out_of_memory
-from constrained_cnn.training._progress import Progress
+from constrained_cnn.training._progress import Progress, Told
 from constrained_cnn.training._run import Asked, Asking, Run, Steps
 from constrained_cnn.training._schedule import Rates
+from constrained_cnn.training._source import Data, ResidentSet
+from constrained_cnn.training._timings import Stopwatch
 
 Outcome = History | NonFiniteLossError
+
+
+def fit_side_by_side(one: FitOne, seeds: Sequence[int]) -> list[Fitted]:
+    """Train these seeds on the trainer's device, a step of all at a time."""
+    trainer = one.trainer
+    device, judged_on = trainer.device, one.options["judged_on"]
+    shown = SeedsProgress(len(seeds), trainer.config.epochs, enabled=trainer.progress is not False)
+    models, runs = [], []
+    with InterruptGuard() as guard, ExitStack() as folders:
+        # Once, for all of them.
+        train, validation = _resident(one.train, device), one.validation
+        if validation is not None:
+            validation = _resident(validation, device)
+        for seed in seeds:
+            models.append(seeded_model(one.make_model, seed))
+            own = None
+            if one.folder is not None:
+                own = folders.enter_context(RunFolder(one.folder / f"seed-{seed}"))
+                own.check_free()
+            plan = trainer.with_seed(seed)._plan(models[-1], train, validation, judged_on, own)
+            runs.append(Run(plan, Stopwatch(device)))
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), no_stretching():
+            told = [Told(functools.partial(shown.end_epoch, seed)) for seed in seeds]
+            try:
+                outcomes = go_side_by_side(runs, guard, told)
+            except Exception:
+                for run in runs:
+                    with suppress(OSError):  # the error is what matters
+                        run.forget()
+                raise
+    found = []
+    for seed, model, outcome in zip(seeds, models, outcomes, strict=True):
+        if isinstance(outcome, NonFiniteLossError):
+            found.append(Fitted(seed, None, None, outcome))
+        else:
+            found.append(Fitted(seed, model, outcome))
+        shown.end_seed(seed, say_fitted(found[-1]))
+    return found
+
+
+def _resident(data: Data, device: torch.device) -> Data:
+    return data.to(device) if isinstance(data, ResidentSet) else data
 
 
 def go_side_by_side(runs: Sequence[Run], guard: Asking, shown: Sequence[Progress]) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.training._interrupt import signals_held
 
 Batch = tuple[Tensor, Tensor]
 
@@ -155,7 +157,7 @@ class Source:
             return self.resident.batches(
                 self.batch_size, memory_format=self._memory_format, part=self.part
             )
-        return self._checked(iter(self.iterable))
+        return self._checked(self._begun())
 
     def training_batches(self, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of a training epoch from number ``start`` on.
@@ -174,7 +176,7 @@ class Source:
                 start=start,
                 part=self.part,
             )
-        batches = iter(self.iterable)
+        batches = self._begun()
         for _ in itertools.islice(batches, start):
             pass
         if self.part[1] > 1 and not start:
@@ -191,6 +193,13 @@ class Source:
     @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def _begun(self) -> Iterator[Any]:
+        """Begin to read an iterable, whose own processes get no Ctrl-C before the step is done."""
+        if not getattr(self.iterable, "num_workers", 0):
+            return iter(self.iterable)
+        with signals_held(signal.SIGINT):
+            return iter(self.iterable)
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[Batch]:
         first, number = self.part

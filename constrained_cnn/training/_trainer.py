@@ -2,11 +2,10 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +39,16 @@ from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._many import (
     FitOne,
     Fitted,
-    SeedsProgress,
     check_seeds,
     fit_many,
-    say_fitted,
-    seeded_model,
     share_cores,
     shared_out,
 )
 from constrained_cnn.training._plan import Plan, check_has_shapes
 from constrained_cnn.training._progress import EpochProgress, Progress, Told
 from constrained_cnn.training._run import Run
-from constrained_cnn.training._side_by_side import go_side_by_side
-from constrained_cnn.training._source import Data, ResidentSet, Source
+from constrained_cnn.training._side_by_side import fit_side_by_side
+from constrained_cnn.training._source import Data, Source
 from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._threads import using_threads
 from constrained_cnn.training._timings import Stopwatch
@@ -221,9 +217,10 @@ class Trainer:
         validation: Data | None,
         judged_on: str,
         folder: RunFolder | None,
-        world: World,
+        world: World | None = None,
     ) -> Plan:
         """Put everything on the device, and return what a run is made of."""
+        world = world or World()
         held_out = None
         source = self._fitting_source(model, train, "train", world)
         if validation is not None:
@@ -356,51 +353,10 @@ class Trainer:
             return fit_many(one, seeds, 1, 1)
         found: list[Fitted] = []
         for start in range(0, len(seeds), at_once):
-            found += self._fit_side_by_side(one, seeds[start : start + at_once])
+            found += fit_side_by_side(one, seeds[start : start + at_once])
             if any(each.history and each.history.status != "finished" for each in found):
                 break
         return found
-
-    def _fit_side_by_side(self, one: FitOne, seeds: Sequence[int]) -> list[Fitted]:
-        """Train these seeds on one device, a step of all at a time."""
-        shown = SeedsProgress(len(seeds), self.config.epochs, enabled=self.progress is not False)
-        models, runs = [], []
-        with InterruptGuard() as guard, ExitStack() as folders:
-            # Once, for all of them.
-            train, validation = self._resident(one.train), one.validation
-            if validation is not None:
-                validation = self._resident(validation)
-            for seed in seeds:
-                trainer = one.trainer.with_seed(seed)
-                models.append(seeded_model(one.make_model, seed))
-                own = None
-                if one.folder is not None:
-                    own = folders.enter_context(RunFolder(one.folder / f"seed-{seed}"))
-                    own.check_free()
-                judged_on = one.options["judged_on"]
-                plan = trainer._plan(models[-1], train, validation, judged_on, own, World())
-                runs.append(Run(plan, Stopwatch(self.device)))
-            devices = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), no_stretching():
-                told = [Told(functools.partial(shown.end_epoch, seed)) for seed in seeds]
-                try:
-                    outcomes = go_side_by_side(runs, guard, told)
-                except Exception:
-                    for run in runs:
-                        with suppress(OSError):  # the error is what matters
-                            run.forget()
-                    raise
-        found = []
-        for seed, model, outcome in zip(seeds, models, outcomes, strict=True):
-            if isinstance(outcome, NonFiniteLossError):
-                found.append(Fitted(seed, None, None, outcome))
-            else:
-                found.append(Fitted(seed, model, outcome))
-            shown.end_seed(seed, say_fitted(found[-1]))
-        return found
-
-    def _resident(self, data: Data) -> Data:
-        return data.to(self.device) if isinstance(data, ResidentSet) else data
 
     def with_seed(
         self, seed: int, *, progress: bool | Callable[[EpochRow], None] = False
