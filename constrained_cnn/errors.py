@@ -267,6 +267,16 @@ def say_value(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+def counted(number: int, word: str) -> str:
+    """Return a number of things as a person says it.
+
+    Examples:
+        >>> counted(1, "epoch"), counted(12, "epoch")
+        ('1 epoch', '12 epochs')
+    """
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def _limits(minimum: float | None, maximum: float | None) -> str:
     if minimum is not None and maximum is not None:
         return f" from {minimum} to {maximum}"

@@ -351,9 +351,9 @@ def test_progress_of_many_seeds_is_no_callable() -> None:
 
 @pytest.mark.parametrize("folder", [3, "", "a\0b", "x" * 300, "x/" * 3000])
 def test_what_is_no_folder_is_refused(folder: Any) -> None:
-    with pytest.raises(OutputError, match="folder|cannot write into"):
+    with pytest.raises(OutputError, match=r"folder|cannot write into"):
         make_trainer().fit(make_net(), make_set(), folder=folder)
-    with pytest.raises(OutputError, match="folder|cannot write into"):
+    with pytest.raises(OutputError, match=r"folder|cannot write into"):
         make_trainer().fit_many(make_net, [0], make_set(), folder=folder, workers=1)
 
 

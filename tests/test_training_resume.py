@@ -310,7 +310,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_taken(
     good = file.read_bytes()
     weight = torch.load(file, weights_only=True)["model"]["6.weight"].numpy().tobytes()
     file.unlink() if kind == "missing" else file.write_bytes(damaged(kind, good, weight, trap))
-    with pytest.warns(UserWarning, match="goes on from the checkpoint before it, after 1 epochs"):
+    with pytest.warns(UserWarning, match="goes on from the checkpoint before it, after 1 epoch"):
         history = make_trainer().fit(
             resumed := make_net(seed=99), make_set(), folder=tmp_path, resume=True
         )

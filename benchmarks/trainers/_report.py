@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.trainers._ways import OURS, RAW, WAYS
+from constrained_cnn.errors import counted
 from constrained_cnn.record import write_atomically
 from constrained_cnn.table import Table
 
@@ -163,16 +164,6 @@ def _microseconds(seconds: float) -> str:
     return f"{1e6 * seconds:+,.0f}" if seconds else "0"
 
 
-def _counted(number: int, word: str) -> str:
-    """Return a number of things as a person says it.
-
-    Examples:
-        >>> _counted(1, "thread"), _counted(2, "thread")
-        ('1 thread', '2 threads')
-    """
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
 def conditions(content: Mapping[str, Any]) -> str:
     """Return in a sentence or two how the figures were taken."""
     around = content["environment"]
@@ -186,11 +177,11 @@ def conditions(content: Mapping[str, Any]) -> str:
         else f"computed: start-up as measured, and {epochs} times {steps} steps"
     )
     return (
-        f"{_counted(content['repeats'], 'repeat')} in turns, each way in a process of its own; "
-        f"{_counted(content['steps'], 'step')} an epoch for the network (images of "
+        f"{counted(content['repeats'], 'repeat')} in turns, each way in a process of its own; "
+        f"{counted(content['steps'], 'step')} an epoch for the network (images of "
         f"{content['data']}) and {content['linear_steps']} for the linear model, the first epoch "
         f"of a process not counted. 19 epochs: {whole}. {device}{around['processor']}, "
-        f"{_counted(around['cores'], 'core')}, {_counted(content['threads'], 'thread')}, "
+        f"{counted(around['cores'], 'core')}, {counted(content['threads'], 'thread')}, "
         f"Python {around['python']}, torch {around['packages']['torch']}{named}."
     )
 

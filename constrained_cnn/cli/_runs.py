@@ -211,7 +211,7 @@ def _train_recipe(options: argparse.Namespace, console: "Console") -> int:
 
 
 def _warn_of_threads(threads: int | None) -> None:
-    from constrained_cnn.training._progress import counted
+    from constrained_cnn.errors import counted
     from constrained_cnn.training._threads import usable_cores
 
     cores = usable_cores()
@@ -244,7 +244,7 @@ def _report(
     console: "Console", options: argparse.Namespace, records: "Sequence[RunRecord]", folder: "Path"
 ) -> None:
     """Say what came of the runs."""
-    from constrained_cnn.training._progress import counted
+    from constrained_cnn.errors import counted
 
     if not records:
         print(

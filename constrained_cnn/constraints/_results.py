@@ -16,7 +16,13 @@ from constrained_cnn.constraints._records import (
 )
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
-from constrained_cnn.errors import InvalidInputError, check_choice, check_integer, check_number
+from constrained_cnn.errors import (
+    InvalidInputError,
+    check_choice,
+    check_integer,
+    check_number,
+    counted,
+)
 from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
 
 
@@ -61,7 +67,7 @@ class _OfAccuracy(Measured):
         if self.data not in (None, name):
             raise CannotTellError(f"the run is on {name}, not on {self.data}")
         if run.status != "finished" or run.epochs < 1:
-            raise CannotTellError(f"the run is not finished: {run.epochs} epochs ran")
+            raise CannotTellError(f"the run is not finished: {counted(run.epochs, 'epoch')} ran")
 
     def _final(self, run: RunRecord) -> Fraction | None:
         """Return the accuracy after the last epoch, from the number of errors where it is known."""
@@ -71,13 +77,13 @@ class _OfAccuracy(Measured):
         accuracy = run.result.get(f"{self.of}_accuracy")
         said = Fraction(repr(round(float(accuracy), 9))) if is_number(accuracy) else None
         if isinstance(errors, int) and isinstance(samples, int) and 0 <= errors <= samples > 0:
-            counted = Fraction(100 * (samples - errors), samples)
-            if said is not None and abs(said - counted) > Fraction(1, 100):
+            exact = Fraction(100 * (samples - errors), samples)
+            if said is not None and abs(said - exact) > Fraction(1, 100):
                 raise CannotTellError(
                     f"the record contradicts itself: {errors} errors of {samples:,} and an "
                     f"accuracy of {say(float(said), '%')}"
                 )
-            return counted
+            return exact
         return said if said is not None and 0 <= said <= 100 else None
 
     def _curve(self, run: RunRecord) -> list[float | None]:
@@ -240,7 +246,7 @@ class LastEpochs(_OfAccuracy):
             last = curve[-self.last :]
             values += [*last, *[None] * (self.last - len(last))]
             if len(curve) < self.last:
-                unknown = unknown or f"only {len(curve)} epochs ran"
+                unknown = unknown or f"only {counted(len(curve), 'epoch')} ran"
         unread = sum(value is None for value in values)
         return values, unknown or f"{unread} of these epochs were not read on the {self.of} images"
 
@@ -274,7 +280,7 @@ class Seeds(Measured):
         missing = sorted(set(first) - set(seeds))
         if self.from_zero and missing:
             evidence = (f"left out: {listed(map(str, missing))}",)
-            return self.finding(False, f"{len(seeds)} seeds", evidence=evidence)
+            return self.finding(False, counted(len(seeds), "seed"), evidence=evidence)
         return super().find(subject)
 
     def measure(self, subject: Subject) -> Measure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from constrained_cnn.errors import counted
 from constrained_cnn.recipes._folder import (
     finished_record,
     is_begun,
@@ -148,7 +149,7 @@ def _run_one(
 
 def _say(record: RunRecord) -> str:
     if record.status != "finished":
-        return f"stopped after {record.epochs} epochs"
+        return f"stopped after {counted(record.epochs, 'epoch')}"
     kind = "validation" if "validation_accuracy" in record.result else "test"
     accuracy = record.result[f"{kind}_accuracy"]
     return f"{kind} accuracy {accuracy:.2f} %, {record.result['seconds']:.1f} s"

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError
+from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError, counted
 from constrained_cnn.record import UNFINISHED, remove_unfinished
 from constrained_cnn.training._checkpoint import UnreadableError, load_checkpoint, save_checkpoint
 
@@ -204,5 +204,5 @@ def _put_beside(newest: Path, before: Path) -> None:
 
 
 def _progress_of(state: dict[str, Any]) -> str:
-    step = f" and {state['step']} steps" if state["step"] else ""
-    return f"after {state['epoch']} epochs{step}"
+    steps = f" and {counted(state['step'], 'step')}" if state["step"] else ""
+    return f"after {counted(state['epoch'], 'epoch')}{steps}"

@@ -16,6 +16,7 @@ from constrained_cnn.errors import (
     check_choice,
     check_integer,
     check_known_keys,
+    counted,
 )
 from constrained_cnn.record import write_atomically
 from constrained_cnn.training._timings import Timings
@@ -86,8 +87,8 @@ class History:
 
     def __str__(self) -> str:
         lines = ["  ".join(cells) for cells in self._table()]
-        steps = f" and {self.steps_of_next} steps" if self.steps_of_next else ""
-        return "\n".join([*lines, f"{self.status} after {len(self)} epochs{steps}"])
+        steps = f" and {counted(self.steps_of_next, 'step')}" if self.steps_of_next else ""
+        return "\n".join([*lines, f"{self.status} after {counted(len(self), 'epoch')}{steps}"])
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return the rows as plain data."""

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, check_integer
+from constrained_cnn.errors import (
+    InvalidInputError,
+    NonFiniteLossError,
+    check_integer,
+    counted,
+)
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
 from constrained_cnn.training._processes import Send, in_processes
-from constrained_cnn.training._progress import counted, duration, standard_error
+from constrained_cnn.training._progress import duration, standard_error
 from constrained_cnn.training._threads import usable_cores
 from constrained_cnn.training._world import World
 

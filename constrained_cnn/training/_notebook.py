@@ -57,6 +57,9 @@ class Notebook:
         display = importlib.import_module("IPython.display").display
         self._handle = display(self._content("starting"), raw=True, display_id=True)
 
+    def go_on(self, said: str) -> None:
+        """Say nothing: the curves show the epochs that are done, and the bar the steps."""
+
     def draw(self, words: Sequence[str], share: float, new: Sequence[EpochRow]) -> None:
         """Show how far the run is, and the epochs that were done since the last time."""
         self._rows += new

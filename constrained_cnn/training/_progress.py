@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from constrained_cnn.errors import counted
 from constrained_cnn.training._history import EpochRow, History, format_row, headings
 from constrained_cnn.training._notebook import Notebook, in_notebook
 
@@ -118,6 +119,9 @@ class View(Protocol):
 
     def open(self) -> None:
         """Show that a run begins."""
+
+    def go_on(self, said: str) -> None:
+        """Show after what a run goes on."""
 
     def draw(self, words: Sequence[str], share: float, new: Sequence[EpochRow]) -> None:
         """Show how far the run is, in words and from 0 to 1, and the epochs that are new."""
@@ -243,8 +247,7 @@ class EpochProgress(Progress):
         """Show that an epoch begins, of which so many steps are done already."""
         if self._view is None:
             return
-        if self._first and (epoch, done) != (1, 0) and isinstance(self._view, Lines):
-            # A notebook shows it by its curves and its bar.
+        if self._first and (epoch, done) != (1, 0):
             self._view.go_on(say_going_on(epoch, done, self.epochs))
         self._first = False
         now = monotonic()
@@ -327,16 +330,6 @@ def say_going_on(epoch: int, done: int, epochs: int) -> str:
         return f"going on after {steps} of epoch 1 of {epochs}"
     rest = f" and {steps} of the next" if done else ""
     return f"going on after epoch {epoch - 1} of {epochs}{rest}"
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number of things as a person says it.
-
-    Examples:
-        >>> counted(1, "epoch"), counted(12, "epoch")
-        ('1 epoch', '12 epochs')
-    """
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def say_rate(rate: float) -> str:
