@@ -348,6 +348,19 @@ def test_trap_1_a_foreach_step_reads_its_rate(batches: list[Batch], device: torc
     compare(lambda: make_parts(device, foreach), batches, device)
 
 
+def test_graphs_are_given_back(batches: list[Batch], device: torch.device) -> None:
+    parts = make_parts(device)
+    executor = make_graph(parts, device)
+    take(executor, parts, batches)
+    parts.model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    executor.close()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) < before
+    assert not recorder_of(executor)._graphs
+
+
 class Deaf(CudaRecorder):
     """Its graphs do nothing, so that what remains is what the recording did."""
 

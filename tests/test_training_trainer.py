@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader, Dataset
+from torchrun_processes import Thawing
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
 from constrained_cnn.errors import InvalidInputError
@@ -392,21 +393,6 @@ def test_three_dimensional_convolutions_train_with_the_default_layout() -> None:
     assert len(history) == 2
 
 
-class Thawing(nn.Sequential):
-    """Its first layer is frozen until its second epoch."""
-
-    def __init__(self) -> None:
-        super().__init__(*make_net(0.0))
-        self[0].requires_grad_(False)
-        self.epochs = 0
-
-    def train(self, mode: bool = True) -> "Thawing":
-        self.epochs += mode
-        if self.epochs == 2:
-            self[0].requires_grad_(True)
-        return super().train(mode)
-
-
 @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3}])
 def test_weights_that_are_unfrozen_in_between_move_as_in_a_loop(options: dict[str, Any]) -> None:
     config = TrainConfig(
@@ -416,9 +402,9 @@ def test_weights_that_are_unfrozen_in_between_move_as_in_a_loop(options: dict[st
         schedule="constant",
         optimizer_options=options,
     )
-    model = Thawing()
+    model = Thawing(*make_net(0.0))
     make_trainer(config).fit(model, make_set())
-    by_hand = Thawing()
+    by_hand = Thawing(*make_net(0.0))
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, **options)
     for epoch in range(1, 4):
         by_hand.train()
@@ -427,7 +413,7 @@ def test_weights_that_are_unfrozen_in_between_move_as_in_a_loop(options: dict[st
             nn.functional.cross_entropy(by_hand(inputs), targets).backward()
             optimizer.step()
     assert_close(copied(model), copied(by_hand))
-    assert not torch.equal(model[0].weight, Thawing()[0].weight)
+    assert not torch.equal(model[0].weight, Thawing(*make_net(0.0))[0].weight)
 
 
 def test_sparse_gradients_train() -> None:
