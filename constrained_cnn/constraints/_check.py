@@ -144,15 +144,15 @@ def _check_records(subject: Subject) -> None:
     weights = [weight for weight in subject.graph.weights if not weight.buffer]
     there = sum(weight.elements for weight in weights)
     for record in subject.runs:
-        noted = record.weight_shapes
-        if noted is not None and list(map(tuple, noted)) != [weight.shape for weight in weights]:
-            raise InvalidInputError(
-                f"run: the record of {record.model} (seed {record.seed}) is of a network whose "
-                "weights have other shapes; give the record of a run of this network"
-            )
         if record.parameters != there:
             raise InvalidInputError(
                 f"run: the record of {record.model} (seed {record.seed}) is of a network with "
                 f"{record.parameters:,} parameters, and this one has {there:,}; give the record of "
                 "a run of this network"
+            )
+        noted = record.weight_shapes
+        if noted is not None and list(map(tuple, noted)) != [weight.shape for weight in weights]:
+            raise InvalidInputError(
+                f"run: the record of {record.model} (seed {record.seed}) is of a network whose "
+                "weights have other shapes; give the record of a run of this network"
             )

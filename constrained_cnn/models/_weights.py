@@ -137,7 +137,7 @@ _SHIPPED: tuple[Weights, ...] = (
     Weights(
         model="mnist_12k",
         name="mnist",
-        sha256="30d1699de6463d8df16eca2cea7c1dbec6050166ed49eac36bf565aa83c4a284",
+        sha256="47564b9af0e01e0bba8fd53192a10ad5808567a360c9c6358dc1f737f98997d9",
         mean=(0.1307,),
         std=(0.3081,),
         classes=tuple("0123456789"),
