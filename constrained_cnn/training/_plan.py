@@ -13,11 +13,12 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.training._config import TrainConfig
+from constrained_cnn.training._config import CONSTANT, TrainConfig
 from constrained_cnn.training._evaluation import SAME_SHAPE, check_same_shape
 from constrained_cnn.training._executor import Loss
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._optimizers import use_fused_kernel
+from constrained_cnn.training._schedule import Rates, rate_table
 from constrained_cnn.training._source import Source
 from constrained_cnn.training._synchronised_norm import NormExchange
 from constrained_cnn.training._world import World
@@ -131,6 +132,32 @@ def check_has_shapes(model: nn.Module) -> None:
                 f"model: {name} has no shape yet, as of a lazy module that was never called; call "
                 "the model once with a batch before it is trained"
             )
+
+
+def make_rates(plan: Plan, optimizer: Optimizer) -> Rates:
+    """Return the learning rates of every step of a run.
+
+    Raises:
+        InvalidInputError: If a schedule needs the number of steps, and it is not known.
+    """
+    config, make, steps = plan.config, plan.make_scheduler, plan.train.steps
+    constant = [float(group["lr"]) for group in optimizer.param_groups]
+    if make is None and config.schedule == CONSTANT:
+        return Rates(constant)
+    if steps is None:
+        raise InvalidInputError(
+            "train: does not say how many batches it has (no len), which the learning-rate "
+            "schedule needs; give it a __len__, or use schedule='constant'"
+        )
+    total = config.epochs * steps
+    table = rate_table(
+        optimizer,
+        make or (lambda optimizer: config.make_scheduler(optimizer, total, config.epochs)),
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        interval=config.schedule_interval,
+    )
+    return Rates(constant, table)
 
 
 @contextmanager

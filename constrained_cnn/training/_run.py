@@ -2,7 +2,6 @@
 
 import itertools
 import time
-import warnings
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -11,17 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from constrained_cnn.errors import (
-    CheckpointError,
-    InvalidInputError,
-    NonFiniteLossError,
-    reason_of,
-)
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, reason_of
 from constrained_cnn.training._alike import check_alike
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
-from constrained_cnn.training._checkpoint import load_checkpoint
-from constrained_cnn.training._config import CONSTANT
 from constrained_cnn.training._evaluation import (
     Evaluation,
     StoppedError,
@@ -33,32 +25,29 @@ from constrained_cnn.training._evaluation import (
     until_stopped,
 )
 from constrained_cnn.training._executor import Executor, Parts, outputs_of
-from constrained_cnn.training._folder import CHECKPOINT, HISTORY_FILES
 from constrained_cnn.training._gradients import GradientExchange
 from constrained_cnn.training._graph import make_executor
 from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._keeper import Keeper
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._plan import (
     Plan,
     first_outputs_checked,
     make_optimizer,
+    make_rates,
     warn_of_average,
 )
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
-    check_fits_run,
     made_on,
     restore,
     say_optimizer,
     say_rates,
     set_random_state,
-    state_of,
-    state_of_rank,
     warn_of_changes,
 )
-from constrained_cnn.training._schedule import Rates, rate_table
 from constrained_cnn.training._source import epoch_seed
-from constrained_cnn.training._timings import EVALUATION, SAVING, TRAINING, Stopwatch, Timings
+from constrained_cnn.training._timings import EVALUATION, TRAINING, Stopwatch, Timings
 
 # Steps between two moments at which several processes ask one another whether to stop or to save.
 AGREE_EVERY = 16
@@ -111,6 +100,8 @@ class Run:
         average: Running average of the weights, or None.
         parts: What a step works on.
         executor: Runs the steps.
+        keeper: Writes what the run can go on from.
+        watch: Measures where the time goes.
     """
 
     def __init__(self, plan: Plan, watch: Stopwatch) -> None:
@@ -121,13 +112,10 @@ class Run:
         self.random: dict[str, Tensor] | None = None
         self.loader_random: list[Tensor] = []
         self.timings = Timings()
-        self._watch = watch
+        self.watch = watch
         self._steps = plan.train.steps
         self._samples = 0  # met in this part of the run
-        self._saved_within = False
-        self._proven = False  # whether a checkpoint with the optimizer's state was read back
         self._started = time.perf_counter()  # when the epoch under way would have begun, unbroken
-        self._save_at = 0.0  # when a checkpoint is due; set when the steps begin
         self._one_sample: tuple[Tensor, Tensor] | None = None
         config = plan.config
         self.optimizer = make_optimizer(plan)
@@ -137,13 +125,12 @@ class Run:
         self.average: Average | None = None
         if config.weight_averaging is not None:
             self.average = Average(plan.model, config.weight_averaging)
-        self._rates = Rates(
-            [float(group["lr"]) for group in self.optimizer.param_groups], self._rate_table()
-        )
+        self._rates = make_rates(plan, self.optimizer)
         if plan.make_scheduler is not None:
             self.callables["scheduler"] = say_rates(self._rates)
         self.parts: Parts
         self.executor: Executor
+        self.keeper = Keeper(self)
 
     def start(self) -> None:
         """Make ready for the first step of a new run, and show that it could be resumed.
@@ -155,15 +142,7 @@ class Run:
         check_alike(self, resume=False)
         self._make_executor()
         warn_of_average(self.plan)
-        try:
-            self.save()
-            self._read_back()
-        except CheckpointError as error:
-            self.forget()
-            raise InvalidInputError(
-                f"a run of this model could not be resumed, so it is not begun: {error}. Without a "
-                "folder it trains, and keeps nothing"
-            ) from error
+        self.keeper.begin()
 
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
@@ -178,7 +157,7 @@ class Run:
         restore(self, state, str(path))
         self._make_executor()
         if folder is not None:  # a run may be killed after its checkpoint and before its history
-            self._save_history()
+            self.keeper.save_history()
         if world.is_first:
             warn_of_changes(state["made_on"], made_on(self))
 
@@ -237,7 +216,7 @@ class Run:
         model is left in training mode.
         """
         epochs = self.plan.config.epochs
-        self._save_at = time.monotonic() + self.plan.checkpoint_seconds
+        self.keeper.wait()
         with shown, first_outputs_checked(self.plan):
             while len(self.rows) < epochs and not self._agreed(guard.requested)[0]:
                 row = yield from self._epoch(guard, shown)
@@ -245,7 +224,7 @@ class Run:
                     break
                 self.rows.append(row)
                 self._begin_epoch()
-                self.save()  # first, as what shows it may fail
+                self.keeper.save()  # first, as what shows it may fail
                 shown.end_epoch(row)
             history = self.history()
             shown.end_run(history)
@@ -260,16 +239,21 @@ class Run:
             self.plan.judged_on,
             steps_of_next=self.tally.steps,
             made_on={**made_on(self), "processes": self.plan.world.size},
-            timings=self._timings(),
+            timings=self.timings_now(),
         )
 
-    def _timings(self) -> Timings:
-        return self._watch.read(
+    def timings_now(self) -> Timings:
+        """Return where the time went up to now."""
+        return self.watch.read(
             self.plan.device,
             samples=self._samples,
             captured=self.executor.capture_seconds,
             before=self.timings,
         )
+
+    def seconds_of_epoch(self) -> float:
+        """Return how long the epoch under way has taken up to now."""
+        return time.perf_counter() - self._started
 
     def _begin_epoch(self) -> None:
         self.tally, self.spent, self.random = Tally(), 0.0, None
@@ -294,27 +278,27 @@ class Run:
         epoch = len(self.rows) + 1
         self._started = time.perf_counter() - self.spent
         shown.start_epoch(epoch, self.tally.steps)
-        self._watch.start(TRAINING)
+        self.watch.start(TRAINING)
         try:
             whole = yield from self._train(epoch, guard, shown)
         except StoppedError:  # the next batch did not come any more
             whole = False
         if not whole:
-            self.save(within=True)
+            self.keeper.save(within=True)
             return None
-        self._check_finite(epoch)
+        self.check_finite(epoch)
         trained = evaluation_of(*sums_over(self.plan.world, self.tally))
-        self._watch.start(EVALUATION)
+        self.watch.start(EVALUATION)
         self._unite()
         if epoch == self.plan.config.epochs:
             # From here on the model is what the run gives, and no longer what could go on.
-            self.save(within=True)
+            self.keeper.save(within=True)
             self._finish()
         try:
             judged = self._validate(guard)
         except StoppedError:
             if epoch < self.plan.config.epochs:
-                self.save(within=True)
+                self.keeper.save(within=True)
             return None
         return EpochRow(
             epoch=epoch,
@@ -323,7 +307,7 @@ class Run:
             validation_loss=None if judged is None else judged.loss,
             validation_accuracy=None if judged is None else judged.accuracy,
             learning_rate=self._rates.of((epoch - 1) * (self.plan.train.steps or 0))[0],
-            seconds=time.perf_counter() - self._started,
+            seconds=self.seconds_of_epoch(),
         )
 
     def _train(self, epoch: int, guard: Asking, shown: Progress) -> Generator["Asked", Given, bool]:
@@ -365,11 +349,11 @@ class Run:
             shown.advance(step)
             if step == steps or (several and step % AGREE_EVERY):
                 continue
-            stop, save = self._agreed(guard.requested, time.monotonic() >= self._save_at)
+            stop, save = self._agreed(guard.requested, self.keeper.is_due)
             if stop:
                 return False
             if save:
-                self.save(within=True)
+                self.keeper.save(within=True)
         if step == 0:
             raise InvalidInputError(
                 f"train: gave no batches in epoch {epoch}; pass something that can be iterated "
@@ -425,7 +409,8 @@ class Run:
             with self.plan.norms.paused() if self.plan.norms else nullcontext():
                 measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
 
-    def _check_finite(self, epoch: int) -> None:
+    def check_finite(self, epoch: int) -> None:
+        """Raise NonFiniteLossError if the steps of an epoch lost their way, in any process."""
         step = self.tally.first_bad_step()
         if step is None:
             # The loss of a step is that of the weights before it, so the last step shows here.
@@ -443,74 +428,3 @@ class Run:
             epoch=epoch,
             step=step,
         )
-
-    def _rate_table(self) -> list[list[float]] | None:
-        """Return the rates of every step; None for a constant rate."""
-        config, make = self.plan.config, self.plan.make_scheduler
-        if make is None and config.schedule == CONSTANT:
-            return None
-        steps = self.plan.train.steps
-        if steps is None:
-            raise InvalidInputError(
-                "train: does not say how many batches it has (no len), which the learning-rate "
-                "schedule needs; give it a __len__, or use schedule='constant'"
-            )
-        total = config.epochs * steps
-        return rate_table(
-            self.optimizer,
-            make or (lambda optimizer: config.make_scheduler(optimizer, total, config.epochs)),
-            epochs=config.epochs,
-            steps_per_epoch=steps,
-            interval=config.schedule_interval,
-        )
-
-    def save(self, *, within: bool = False) -> None:
-        """Write checkpoint and history into the folder, if there is one.
-
-        Args:
-            within: Whether an epoch is under way, whose steps so far are kept as well.
-        """
-        if not self.plan.keeps:
-            return
-        if within:
-            self._check_finite(len(self.rows) + 1)
-        ranks = self.plan.world.gathered(state_of_rank(self))
-        folder = self.plan.folder
-        if folder is None:  # another process writes
-            self._save_at = time.monotonic() + self.plan.checkpoint_seconds
-            return
-        before = self._watch.start(SAVING)
-        started, spent = time.perf_counter(), self.spent
-        if within:
-            self.spent = started - self._started
-        folder.save(state_of(self, ranks, self._timings()))
-        if not self._proven and (self.rows or self.tally.steps):
-            self._proven = True
-            try:
-                self._read_back()
-            except CheckpointError as error:
-                warnings.warn(f"this run cannot be resumed: {error}", stacklevel=2)
-        if not within:
-            self._save_history()
-        self._saved_within = self._saved_within or within
-        self.spent = spent
-        self._save_at = time.monotonic() + self.plan.checkpoint_seconds
-        self._watch.start(before)
-
-    def _read_back(self) -> None:
-        """Raise CheckpointError unless the run could go on from what it has just written."""
-        if self.plan.folder is not None:
-            path = self.plan.folder.path / CHECKPOINT
-            check_fits_run(self, load_checkpoint(path), str(path))
-
-    def _save_history(self) -> None:
-        folder = self.plan.folder
-        assert folder is not None
-        history = self.history()
-        for name in HISTORY_FILES:
-            history.save(folder.path / name)
-
-    def forget(self) -> None:
-        """Remove what a run wrote that was refused before its first checkpoint."""
-        if self.plan.folder is not None and not self.rows and not self._saved_within:
-            self.plan.folder.forget()

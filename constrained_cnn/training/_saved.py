@@ -105,13 +105,16 @@ def _buffers_of(run: "Run") -> list[Tensor]:
     return [*run.plan.model.buffers(), *average]
 
 
-def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[str, Any]:
+def state_of(
+    run: "Run", ranks: list[dict[str, Any]], timings: Timings, seconds: float
+) -> dict[str, Any]:
     """Return everything that a run needs to go on.
 
     Args:
         run: The run.
         ranks: What each process has of its own, as :func:`state_of_rank` says.
         timings: Those up to now.
+        seconds: Those of the epoch under way.
     """
     optimizer = run.optimizer.state_dict()
     # A rate may be a tensor here and a number there: the file does not depend on the executor.
@@ -123,7 +126,7 @@ def state_of(run: "Run", ranks: list[dict[str, Any]], timings: Timings) -> dict[
         "epoch": len(run.rows),
         "step": run.tally.steps,
         "ranks": ranks,
-        "seconds": run.spent,
+        "seconds": seconds,
         "timings": timings.to_dict(),
         "model": run.plan.model.state_dict(),
         "loss": _state_of_loss(run.plan.loss),

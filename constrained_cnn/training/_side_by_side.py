@@ -74,7 +74,7 @@ def fit_side_by_side(one: FitOne, seeds: Sequence[int]) -> list[Fitted]:
             except Exception:
                 for run in runs:
                     with suppress(OSError):  # the error is what matters
-                        run.forget()
+                        run.keeper.forget()
                 raise
     found = []
     for seed, model, outcome in zip(seeds, models, outcomes, strict=True):

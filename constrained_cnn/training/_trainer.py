@@ -382,7 +382,7 @@ class Trainer:
         except Exception:
             if not resume:
                 with suppress(OSError):  # the error is what matters
-                    run.forget()
+                    run.keeper.forget()
             raise
 
     def _shown(self, plan: Plan, rows: Sequence[EpochRow]) -> Progress:
