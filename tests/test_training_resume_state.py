@@ -137,6 +137,19 @@ def make_loader(seed: int = 5) -> DataLoader[Any]:
     return DataLoader(TensorDataset(inputs, images.labels), 4, shuffle=True, generator=own)
 
 
+class Expanded(nn.Module):
+    """Has a buffer that cannot be written to."""
+
+    ones: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ones", torch.ones(1).expand(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.ones
+
+
 KINDS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
     "factored state": lambda: (
         make_net(),
@@ -148,6 +161,7 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
     ),
     "extra state": lambda: (make_net(Counting()), {}),
     "buffer that is not persistent": lambda: (make_net(Fleeting()), {}),
+    "buffer that is expanded": lambda: (make_net(Expanded()), {}),
     "loss with state": lambda: (make_net(), {"loss": Centred()}),
     "loader with a generator": lambda: (make_net(), {"data": make_loader()}),
 }
@@ -200,8 +214,13 @@ def steps_of(size: int) -> Callable[[Optimizer], Any]:
             {"validation": make_set(6, 2)},
             "other validation data: checksum was ",
         ),
+        (
+            {"loss": Centred()},
+            {"loss": nn.CrossEntropyLoss(torch.ones(3))},
+            "weights of another loss: weight is not in the file; level is only in the file",
+        ),
     ],
-    ids=["decay", "rate", "schedule", "validation"],
+    ids=["decay", "rate", "schedule", "validation", "loss"],
 )
 def test_what_has_changed_is_refused(
     before: dict[str, Any], after: dict[str, Any], message: str, tmp_path: Path

@@ -130,7 +130,12 @@ def check_same(path: str, what: str, saved: Mapping[str, Any], current: Mapping[
 
 
 def check_same_model(
-    path: str, saved: Mapping[str, Any], current: Mapping[str, Any], trained: Collection[str]
+    path: str,
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    trained: Collection[str],
+    *,
+    what: str = "model",
 ) -> None:
     """Raise unless two state dictionaries have the same names, shapes and types.
 
@@ -140,6 +145,7 @@ def check_same_model(
         current: What is here.
         trained: Names of the weights that are trained, which a run never keeps with NaN or
             infinity; a buffer, such as a mask, may have them.
+        what: Whose they are.
     """
     tensors = {name: part for name, part in saved.items() if not _is_extra(name)}
     if not all(isinstance(part, Tensor) for part in tensors.values()):
@@ -155,7 +161,7 @@ def check_same_model(
             problems.append(f"{name} is {there} in the file and {here} here")
     if problems:
         listed = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
-        raise CheckpointError(f"{path!r} holds the weights of another model: {listed}")
+        raise CheckpointError(f"{path!r} holds the weights of another {what}: {listed}")
 
 
 def _is_extra(name: str) -> bool:

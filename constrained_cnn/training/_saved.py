@@ -149,6 +149,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+@torch.no_grad()
 def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
     """Make a run go on from a checkpoint; nothing is changed unless all of it fits.
 
@@ -167,7 +168,8 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
     if isinstance(plan.loss, nn.Module):
         plan.loss.load_state_dict(state["loss"])
     for buffer, value in zip(_buffers_of(run), own["buffers"], strict=False):
-        buffer.copy_(value)
+        if not torch.equal(buffer.cpu(), value):  # one that is expanded cannot be written to
+            buffer.copy_(value)
     run.rows = rows
     run.timings = timings
     run.tally = Tally.from_state(own["tally"], plan.device)
@@ -193,9 +195,7 @@ def check_fits_run(
     if plan.validation is not None and state["validation"]:  # one may come or go
         judged = plan.validation.describe()
         check_same(path, f"{plan.judged_on} data", state["validation"], judged)
-    loss = _state_of_loss(plan.loss)
-    if set(state["loss"]) != set(loss):
-        raise CheckpointError(f"{path!r} holds the state of another loss")
+    check_same_model(path, state["loss"], _state_of_loss(plan.loss), (), what="loss")
     check_same_optimizer(path, state["optimizer"], run.optimizer)
     try:
         rows = [row_from_dict(row) for row in state["rows"]]
