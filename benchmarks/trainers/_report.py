@@ -229,7 +229,7 @@ def figure(content: Mapping[str, Any]) -> "Figure":
     milliseconds = [1e3 * statistics.median(row.seconds) for row in network]
     _bars(left, network, milliseconds, f"{content['model']}: ms a step", "{:.1f}")
     added = [1e6 * (row.over_raw or 0.0) for row in linear]
-    _bars(right, linear, added, "linear model: µs a step over the raw loop", "{:+,.0f}")
+    _bars(right, linear, added, "linear model: µs over the raw loop", "{:+,.0f}")
     return drawn
 
 
