@@ -355,6 +355,29 @@ def test_the_lock_of_a_process_that_was_killed_is_gone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".a.part"]
 
 
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no forks")
+def test_a_forked_process_does_not_keep_the_lock_of_one_that_was_killed(tmp_path: Path) -> None:
+    """As of a loader, whose processes notice only after some seconds that theirs is dead."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with RunFolder(tmp_path):
+            if not os.fork():  # the grandchild, which stays
+                os.write(write, b"%8d" % os.getpid())
+                time.sleep(60)
+                os._exit(1)
+            time.sleep(60)
+        os._exit(1)
+    grandchild = int(os.read(read, 8))
+    try:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with RunFolder(tmp_path):
+            pass
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+
+
 def test_going_on_with_other_threads_is_said(tmp_path: Path) -> None:
     trainer = Trainer(make_config(), device="cpu", progress=False, loss=Signals().in_steps(2))
     trainer.fit(make_net(), make_set(), folder=tmp_path)

@@ -1,6 +1,7 @@
 """What a run can hold besides weights comes back with a checkpoint, or is refused at the start."""
 
 import itertools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adafactor, Optimizer
+from torch.optim import SGD, Adafactor, AdamW, NAdam, Optimizer
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
 from constrained_cnn.errors import CheckpointError, InvalidInputError
@@ -46,13 +47,12 @@ def fit(
     **options: Any,
 ) -> History:
     """Train, and lose power in a step if that is asked for."""
-    words = {name: options.pop(name) for name in CONFIG if name in options}
+    settings = {*CONFIG, "weight_averaging", "precise_bn"}
+    words = {name: options.pop(name) for name in settings if name in options}
     trainer = Trainer(
         TrainConfig(**{**CONFIG, **words}),
         device="cpu",
-        progress=False,
-        checkpoint_seconds=0,
-        **options,
+        **{"progress": False, "checkpoint_seconds": 0, **options},
     )
     if fail_after is not None:
         steps = itertools.count(1)
@@ -150,6 +150,63 @@ class Expanded(nn.Module):
         return x * self.ones
 
 
+class Drawing(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn(x.shape, generator=self.generator) if self.training else x
+
+
+class Forgetful(Centred):
+    """A loss whose memory is in no ``state_dict``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.level
+        self.register_buffer("level", torch.ones(()), persistent=False)
+
+
+class Adapter(nn.Module):
+    """Leaves its frozen half out of its state, as adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.base = nn.Linear(6, 6).requires_grad_(False)
+        self.own = nn.Linear(6, 6)
+        self.register_state_dict_post_hook(self._leave_out)
+
+    @staticmethod
+    def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name in [name for name in state if name.startswith(f"{prefix}base.")]:
+            del state[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.own(x)
+
+
+class Doubled(nn.Module):
+    """Computes in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.double())
+
+
+def make_batch_sampler() -> DataLoader[Any]:
+    held = make_loader().dataset
+    own = torch.Generator().manual_seed(6)
+    batches = BatchSampler(RandomSampler(held, generator=own), 4, False)  # type: ignore[arg-type]
+    return DataLoader(held, batch_sampler=batches)
+
+
 KINDS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
     "factored state": lambda: (
         make_net(),
@@ -163,6 +220,19 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
     "buffer that is not persistent": lambda: (make_net(Fleeting()), {}),
     "buffer that is expanded": lambda: (make_net(Expanded()), {}),
     "loss with state": lambda: (make_net(), {"loss": Centred()}),
+    "averaged extra state": lambda: (make_net(Counting()), {"weight_averaging": 0.7}),
+    "generator in a module": lambda: (make_net(Drawing()), {}),
+    "loss with a buffer that is not persistent": lambda: (make_net(), {"loss": Forgetful()}),
+    "state without frozen weights": lambda: (make_net(Adapter()), {"weight_averaging": 0.7}),
+    "optimizer's numbers in single precision": lambda: (
+        Doubled(),
+        {"optimizer": lambda model: NAdam(model.parameters(), lr=0.02)},
+    ),
+    "rate that is a tensor": lambda: (
+        make_net(),
+        {"optimizer": lambda model: AdamW(model.parameters(), lr=torch.tensor(0.02))},
+    ),
+    "generator of a batch sampler": lambda: (make_net(), {"data": make_batch_sampler()}),
     "loader with a generator": lambda: (make_net(), {"data": make_loader()}),
 }
 
@@ -181,6 +251,100 @@ def test_it_comes_back_to_the_bit(kind: str, steps: int, tmp_path: Path) -> None
     assert all(torch.equal(first, second) for first, second in pairs)
     rows = [[{**row, "seconds": 0} for row in one.to_dicts()] for one in (unbroken, history)]
     assert rows[0] == rows[1]
+
+
+def test_the_average_takes_over_what_is_no_tensor() -> None:
+    model = make_net(Counting())
+    fit(model, weight_averaging=0.7)
+    assert model[2].calls == 3 * STEPS  # type: ignore[index]
+
+
+class Watching(Centred):
+    """Its memory moves while the validation set is read, too; a signal comes then."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not outputs.requires_grad:
+            self.level.mul_(1.01)
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGTERM)
+        return super().forward(outputs, targets)
+
+
+def test_a_stop_within_an_evaluation_is_as_if_it_had_not_begun(tmp_path: Path) -> None:
+    whole = make_net(nn.Dropout(0.2))
+    unbroken = fit(whole, loss=Watching(0), validation=make_set(12, 1))
+    broken = fit(make_net(nn.Dropout(0.2)), tmp_path, loss=Watching(5), validation=make_set(12, 1))
+    assert (broken.status, len(broken), broken.steps_of_next) == ("interrupted", 1, STEPS)
+    resumed = make_net(nn.Dropout(0.2))
+    history = fit(resumed, tmp_path, loss=Watching(0), validation=make_set(12, 1), resume=True)
+    for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(first, second)
+    rows = [[{**row, "seconds": 0} for row in one.to_dicts()] for one in (unbroken, history)]
+    assert rows[0] == rows[1]
+
+
+def test_weights_that_were_unfrozen_stay_so(tmp_path: Path) -> None:
+    def run(folder: Path, **words: Any) -> nn.Module:
+        model = make_net()
+        model[1].requires_grad_(False)  # type: ignore[index]
+
+        def thaw(row: Any) -> None:
+            model[1].requires_grad_(True)  # type: ignore[index]
+
+        words = {"progress": thaw, **words}
+        if words.get("fail_after"):
+            with pytest.raises(PowerCutError):
+                fit(model, folder, **words)
+        else:
+            fit(model, folder, **words)
+        return model
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "broken", fail_after=STEPS + 2)
+    resumed = run(tmp_path / "broken", resume=True, progress=False)
+    pairs = zip(whole.parameters(), resumed.parameters(), strict=True)
+    assert all(torch.equal(first, second) for first, second in pairs)
+    other = make_net()
+    other[3].requires_grad_(False)  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=r"other frozen weights: 1\.bias was 'frozen' and is"):
+        fit(other, tmp_path / "broken", resume=True)
+
+
+class Growing(nn.Module):
+    """Makes a buffer when it is called first."""
+
+    mean: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            self.mean = x.detach().mean(0)
+        return x - self.mean
+
+
+def test_a_module_that_changes_while_it_trains_is_said_at_the_first_checkpoint(
+    tmp_path: Path,
+) -> None:
+    with pytest.warns(UserWarning, match=r"cannot be resumed: 1\.mean came, went or changed"):
+        fit(nn.Sequential(nn.Flatten(), Growing(), nn.Linear(16, 3)), tmp_path, data=make_loader())
+
+
+class OneWay(Counting):
+    set_extra_state = nn.Module.set_extra_state
+
+
+def test_a_module_that_does_not_take_its_state_back_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="2, a OneWay, has get_extra_state and no set_"):
+        fit(make_net(OneWay()), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def sgd(**options: Any) -> Callable[[nn.Module], Optimizer]:
@@ -205,6 +369,11 @@ def steps_of(size: int) -> Callable[[Optimizer], Any]:
             r"optimizer was 'SGD\(lr=0\.05, .*and is 'SGD\(lr=0\.1, ",
         ),
         (
+            {"optimizer": lambda model: SGD(model[1].parameters(), lr=0.1)},
+            {"optimizer": lambda model: SGD(model[3].parameters(), lr=0.1)},
+            r"optimizer was 'SGD\(lr=0\.1, .* over 2 weights",
+        ),
+        (
             {"scheduler": steps_of(2)},
             {"scheduler": steps_of(3)},
             r"scheduler was 'rates from 0\.05 to 0\.00156.*and is 'rates from 0\.05 to 0\.00625",
@@ -220,7 +389,7 @@ def steps_of(size: int) -> Callable[[Optimizer], Any]:
             "weights of another loss: weight is not in the file; level is only in the file",
         ),
     ],
-    ids=["decay", "rate", "schedule", "validation", "loss"],
+    ids=["decay", "rate", "weights", "schedule", "validation", "loss"],
 )
 def test_what_has_changed_is_refused(
     before: dict[str, Any], after: dict[str, Any], message: str, tmp_path: Path
@@ -266,14 +435,15 @@ class Foreign(Counting):
 
 
 @pytest.mark.parametrize(
-    ("state", "reason"),
-    [(Path("here"), "something else than tensors"), (lambda: 0, "cannot be written")],
+    ("state", "kind"),
+    [([{"a": Path("here")}], r"\[0\]\['a'\] is a PosixPath"), (lambda: 0, " is a function")],
     ids=["a class", "a function"],
 )
 def test_a_model_that_no_checkpoint_can_hold_is_refused_at_the_start(
-    state: Any, reason: str, tmp_path: Path
+    state: Any, kind: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidInputError, match=f"could not be resumed, .*{reason}"):
+    message = rf"could not be resumed, .*state of the model\['2\._extra_state'\]{kind}"
+    with pytest.raises(InvalidInputError, match=message):
         fit(make_net(Foreign(state)), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert fit(make_net(Foreign(state))).status == "finished"
@@ -291,7 +461,8 @@ def test_an_optimizer_that_no_checkpoint_can_hold_is_said_at_its_first(tmp_path:
     def make_optimizer(model: nn.Module) -> Optimizer:
         return Careless(model.parameters(), lr=0.05)
 
-    with pytest.warns(UserWarning, match="cannot be resumed: .*something else than tensors") as met:
+    message = r"cannot be resumed: the state of the optimizer.*\['where'\] is a PosixPath"
+    with pytest.warns(UserWarning, match=message) as met:
         history = fit(make_net(), tmp_path, optimizer=make_optimizer)
     assert len(met) == 1
     assert history.status == "finished"

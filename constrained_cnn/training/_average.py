@@ -52,25 +52,44 @@ class Average:
                 old.copy_(new)
         self._kept.fill_(self._decay)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what :meth:`load_state_dict` takes."""
-        return {**self.module.state_dict(prefix="module."), "kept": self._kept}
+    def catch_up(self, model: nn.Module) -> None:
+        """Take over what modules keep beside tensors, before the average is used."""
+        for own, part in zip(self.module.modules(), model.modules(), strict=True):
+            if type(part).set_extra_state is not nn.Module.set_extra_state:
+                own.set_extra_state(part.get_extra_state())
 
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Give a model the averaged weights and buffers."""
+        for part, average in zip(_tensors(model), _tensors(self.module), strict=True):
+            overwrite(part, average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`load_state_dict` takes; not made by the module, whose hooks choose."""
+        return {f"module.{name}": part for name, part in _named(self.module)} | {"kept": self._kept}
+
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state, in place."""
         self._kept.copy_(state["kept"])
-        prefix = "module."
-        weights = {
-            name.removeprefix(prefix): part
-            for name, part in state.items()
-            if name.startswith(prefix)
-        }
-        self.module.load_state_dict(weights)
+        for name, part in _named(self.module):
+            overwrite(part, state[f"module.{name}"])
 
 
 def _is_smooth(part: Tensor) -> bool:
     return part.is_floating_point() or part.is_complex()
 
 
+def overwrite(part: Tensor, value: Tensor) -> None:
+    """Make a tensor equal to another. One that is expanded, and equal, cannot be written to."""
+    value = value.to(part.device)
+    if not torch.equal(part, value):
+        part.copy_(value)
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
 def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    return [part for _, part in _named(model)]

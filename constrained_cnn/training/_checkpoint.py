@@ -4,7 +4,7 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from constrained_cnn.errors import CheckpointError, reason_of
 from constrained_cnn.record import write_atomically
-from constrained_cnn.training._optimizers import ELEMENTWISE
+from constrained_cnn.training._optimizers import ELEMENTWISE, KERNELS, SCALARS
 
 FORMAT = 3
 KINDS: dict[str, Any] = {
@@ -22,6 +22,7 @@ KINDS: dict[str, Any] = {
     "callables": dict,
     "data": dict,
     "validation": dict,
+    "frozen": dict,
     "processes": dict,
     "made_on": dict,
     "epoch": int,
@@ -39,7 +40,7 @@ KEYS = {"format", *KINDS}
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint cannot be read just now; that says nothing about what is in it."""
+    """A checkpoint cannot be read just now, or by this version; it need not be damaged."""
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
@@ -63,8 +64,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint back, on the CPU. No code from the file is run.
 
     Raises:
-        UnreadableError: If the system does not give the file's content.
-        CheckpointError: If the file is missing, damaged, or not a checkpoint of this version.
+        UnreadableError: If the system does not give the file's content, or it is of another
+            version.
+        CheckpointError: If the file is missing, damaged, or not a checkpoint.
     """
     try:
         content = io.BytesIO(Path(path).read_bytes())
@@ -100,7 +102,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {reason}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is int and found != FORMAT:
-        raise CheckpointError(
+        raise UnreadableError(
             f"checkpoint {str(path)!r} is of format {found}, and this version of the library goes "
             f"on with format {FORMAT}: finish the run with the version that began it"
         )
@@ -119,7 +121,7 @@ def check_same(path: str, what: str, saved: Mapping[str, Any], current: Mapping[
     """Raise unless two descriptions are equal, listing what differs."""
     differing = [
         f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
-        for name in sorted({*saved, *current})
+        for name in sorted({*saved, *current}, key=str)
         if saved.get(name) != current.get(name)
     ]
     if differing:
@@ -147,9 +149,12 @@ def check_same_model(
             infinity; a buffer, such as a mask, may have them.
         what: Whose they are.
     """
-    tensors = {name: part for name, part in saved.items() if not _is_extra(name)}
-    if not all(isinstance(part, Tensor) for part in tensors.values()):
-        raise CheckpointError(f"{path!r} is damaged: among its weights is something else")
+    tensors = {name: part for name, part in saved.items() if not _is_extra(str(name))}
+    for name, part in tensors.items():
+        if not (isinstance(name, str) and isinstance(part, Tensor)):
+            raise CheckpointError(
+                f"{path!r} is damaged: among its weights is {name!r}, a {type(part).__name__}"
+            )
     for name, part in tensors.items():
         if name in trained and not bool(torch.isfinite(part).all()):
             raise CheckpointError(f"{path!r} is damaged: {name} holds NaN or infinity")
@@ -185,20 +190,74 @@ def check_same_optimizer(path: str, saved: Mapping[str, Any], optimizer: Optimiz
         states = dict(saved["state"])
         numbers = [number for group in saved["param_groups"] for number in group["params"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path!r} is damaged: its optimizer has no {error}") from error
+        raise CheckpointError(
+            f"{path!r} is damaged: its optimizer is none ({reason_of(error)})"
+        ) from error
     here = [(len(group["params"]), set(group)) for group in current["param_groups"]]
     parameters = [part for group in optimizer.param_groups for part in group["params"]]
     fits = groups == here and numbers == list(range(len(parameters)))
-    if fits and isinstance(optimizer, ELEMENTWISE):  # of others it is not known what they keep
+    # Of optimizers other than torch's it is not known what they keep, and where.
+    if fits and type(optimizer) in ELEMENTWISE:
         fits = set(states) <= {*numbers}
-        for number, state in states.items() if fits else ():
-            parts = state.values() if isinstance(state, dict) else ["nothing of the kind"]
-            for part in parts:
-                if isinstance(part, Tensor):
-                    fits = fits and (part.ndim == 0 or part.shape == parameters[number].shape)
-                else:
-                    fits = fits and isinstance(part, int | float | None)
+        fits = fits and all(_fits(state, parameters[n]) for n, state in states.items())
+        pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+        fits = fits and all(_same_settings(there, here) for there, here in pairs)
     if not fits:
         raise CheckpointError(
             f"{path!r}: its optimizer does not fit: it moved other parameters, or in another way"
         )
+
+
+def _fits(state: Any, parameter: Tensor) -> bool:
+    """Whether it is what one of torch's optimizers keeps for a parameter.
+
+    Its kernels do not look at sizes, and would write beyond what is too small.
+    """
+    if not isinstance(state, dict):
+        return False
+    for name, part in state.items():
+        if not isinstance(part, Tensor):
+            if not isinstance(part, int | float | None):
+                return False
+        elif part.shape != (() if name in SCALARS else parameter.shape):
+            return False
+    return True
+
+
+def _same_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether the settings of a group are the same, but for the rate and the kernels."""
+    for name in set(current) - {"params", "lr", *KERNELS}:
+        there, here = saved[name], current[name]
+        if isinstance(there, Tensor) or isinstance(here, Tensor):
+            there, here = (torch.as_tensor(one).tolist() for one in (there, here))
+        if there != here and list(_flat(there)) != list(_flat(here)):
+            return False
+    return True
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield the parts of a tuple or list, tensors as numbers; a file may hold one for the other."""
+    for part in value if isinstance(value, tuple | list) else [value]:
+        yield part.tolist() if isinstance(part, Tensor) else part
+
+
+def unkeepable(name: str, value: Any) -> str | None:
+    """Return the first thing in a state that can be in no checkpoint; None if all can.
+
+    Args:
+        name: What the state is called.
+        value: The state.
+    """
+    if isinstance(value, dict | list) and type(value).__module__ in ("builtins", "collections"):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (unkeepable(f"{name}[{key!r}]", part) for key, part in parts)
+        return next((one for one in found if one), None)
+    stream = io.BytesIO()
+    try:
+        torch.save(value, stream)
+        stream.seek(0)
+        torch.load(stream, weights_only=True)
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot be kept
+        kind = type(value).__name__
+        return f"{name} is a {kind}, and a checkpoint holds nothing but tensors and plain data"
+    return None

@@ -228,8 +228,9 @@ class StoppedError(Exception):
     """What was reading a set was asked to stop before its end."""
 
 
-def until_stopped(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
-    """Yield batches, which may fail to come once the run was asked to stop.
+@contextmanager
+def reading(stopped: Callable[[], bool]) -> Iterator[None]:
+    """Take it for a stop if batches fail to come once the run was asked to stop.
 
     A signal to all processes of a group, such as ``timeout`` sends, ends those of a DataLoader too.
 
@@ -237,11 +238,17 @@ def until_stopped(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iter
         StoppedError: If they fail to come then.
     """
     try:
-        yield from batches
+        yield
     except Exception as error:
         if not stopped():
             raise
         raise StoppedError from error
+
+
+def until_stopped(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
+    """Yield batches, of which the next may fail to come as :func:`reading` says."""
+    with reading(stopped):
+        yield from batches
 
 
 def evaluate(

@@ -97,11 +97,11 @@ class RunFolder:
         if self._made:
             with suppress(OSError):  # nothing came of it, or something did
                 self.path.rmdir()
-        if self._lock is not None:
-            # A process that was forked meanwhile has the descriptor too, and with it the lock.
+        if self._lock in _HELD:  # not in a process that was forked, which has let go
+            _HELD.discard(self._lock)
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
-            self._lock = None
+        self._lock = None
 
     @property
     def holds_checkpoint(self) -> bool:
@@ -181,7 +181,24 @@ def _locked(folder: Path) -> int | None:
         if isinstance(error, BlockingIOError):
             raise
         return None  # a file system without locks
+    _HELD.add(descriptor)
     return descriptor
+
+
+# Of the folders this process has locked. A process that is forked, such as one of a loader's, has
+# them too, and with them the locks, which it would keep for a while after this one was killed.
+_HELD: set[int] = set()
+
+
+def _let_go() -> None:
+    for descriptor in _HELD:
+        with suppress(OSError):
+            os.close(descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _put_beside(newest: Path, before: Path) -> None:

@@ -2,13 +2,16 @@
 
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from constrained_cnn.errors import CheckpointError, InvalidInputError
-from constrained_cnn.training._checkpoint import load_checkpoint
+from torch import nn
+
+from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError, reason_of
+from constrained_cnn.training._checkpoint import load_checkpoint, say_tensor, unkeepable
+from constrained_cnn.training._evaluation import EXPLAINED
 from constrained_cnn.training._folder import CHECKPOINT, HISTORY_FILES
-from constrained_cnn.training._saved import check_fits_run, state_of, state_of_rank
-from constrained_cnn.training._timings import SAVING
+from constrained_cnn.training._saved import check_fits_run, restore, state_of, state_of_rank
+from constrained_cnn.training._timings import SAVING, Timings
 
 if TYPE_CHECKING:
     from constrained_cnn.training._run import Run
@@ -28,6 +31,7 @@ class Keeper:
         self._folder = run.plan.folder
         self._next = 0.0  # when a checkpoint is due; set when the steps begin
         self._holds_steps = False
+        self._shape: dict[str, str] | None = None  # of the model when the run was begun
         self._proven = False  # whether a checkpoint with the optimizer's state was read back
 
     def begin(self) -> None:
@@ -37,15 +41,24 @@ class Keeper:
             OutputError: If the folder cannot be written.
             InvalidInputError: If the model holds what no checkpoint can.
         """
-        try:
-            self.save()
-            self._read_back()
-        except CheckpointError as error:
-            self.forget()
+        if not self._run.plan.keeps:
+            return
+        reason = _no_way_back(self._run.plan.model)
+        if reason is None:
+            self._shape = _shape_of(self._run)
+            try:
+                self.save()
+                self._go_on()
+            except OutputError:
+                raise
+            except (CheckpointError, *EXPLAINED) as error:
+                reason = self._unkeepable() or reason_of(error)
+                self.forget()
+        if reason is not None:
             raise InvalidInputError(
-                f"a run of this model could not be resumed, so it is not begun: {error}. Without a "
-                "folder it trains, and keeps nothing"
-            ) from error
+                f"this run could not be resumed, so it is not begun: {reason}. Without a folder it "
+                "trains, and keeps nothing"
+            )
 
     def wait(self) -> None:
         """Let the time begin after which a checkpoint is due within an epoch."""
@@ -100,13 +113,58 @@ class Keeper:
         if self._proven or not (run.rows or run.tally.steps):
             return
         self._proven = True
+        reason = None
+        now = _shape_of(run)
+        if self._shape is not None and now != self._shape:
+            changed = sorted(set(now.items()) ^ set(self._shape.items()))
+            reason = f"{changed[0][0]} came, went or changed its shape while it trained"
         try:
             self._read_back()
         except CheckpointError as error:
-            warnings.warn(f"this run cannot be resumed: {error}", stacklevel=2)
+            reason = self._unkeepable() or str(error)
+        if reason is not None:
+            warnings.warn(f"this run cannot be resumed: {reason}", stacklevel=2)
 
-    def _read_back(self) -> None:
-        """Raise CheckpointError unless the run could go on from what it has just written."""
+    def _read_back(self) -> dict[str, Any]:
+        """Return what was just written; raise CheckpointError unless the run could go on."""
+        assert self._folder is not None
+        path = self._folder.path / CHECKPOINT
+        state = load_checkpoint(path)
+        check_fits_run(self._run, state, str(path))
+        return state
+
+    def _go_on(self) -> None:
+        """Do with the first checkpoint what a resumed run does; nothing changes by it."""
         if self._folder is not None:
-            path = self._folder.path / CHECKPOINT
-            check_fits_run(self._run, load_checkpoint(path), str(path))
+            restore(self._run, self._read_back(), str(self._folder.path / CHECKPOINT))
+            self._run.timings = Timings()  # those up to now are of this part of the run
+
+    def _unkeepable(self) -> str | None:
+        """Return which part of the run can be in no checkpoint; None if all can."""
+        run = self._run
+        optimizer = run.optimizer.state_dict()
+        states: dict[str, Any] = {"model": run.plan.model.state_dict(), "optimizer": optimizer}
+        if isinstance(run.plan.loss, nn.Module):
+            states["loss"] = run.plan.loss.state_dict()
+        found = (unkeepable(f"the state of the {name}", state) for name, state in states.items())
+        return next((one for one in found if one), None)
+
+
+def _shape_of(run: "Run") -> dict[str, str]:
+    """Return names and shapes of all that a module holds, which a new process must have as well."""
+    model = run.plan.model
+    return {
+        name: say_tensor(part) for name, part in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+def _no_way_back(model: nn.Module) -> str | None:
+    """Return which module says what it holds and does not take it back; None if none does."""
+    for name, part in model.named_modules():
+        kind = type(part)
+        keeps = kind.get_extra_state is not nn.Module.get_extra_state
+        if keeps and kind.set_extra_state is nn.Module.set_extra_state:
+            return (
+                f"{name or 'model'}, a {kind.__name__}, has get_extra_state and no set_extra_state"
+            )
+    return None

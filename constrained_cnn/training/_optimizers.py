@@ -33,6 +33,10 @@ ELEMENTWISE = (
     RMSprop,
     Rprop,
 )
+# What they keep that is one number for a weight.
+SCALARS = ("step", "mu_product", "eta", "mu")
+# Settings that say which kernels are used: a matter of the device, not of the run.
+KERNELS = ("foreach", "fused", "capturable")
 # Those of which every torch from 2.6 on has a fused step, on a CPU and on a GPU.
 FUSED = (SGD, Adam, AdamW)
 

@@ -3,14 +3,14 @@
 import itertools
 import time
 from collections.abc import Generator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, reason_of
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, OutputError, reason_of
 from constrained_cnn.training._alike import check_alike
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._batch_norm import measure_batch_norm
@@ -21,6 +21,7 @@ from constrained_cnn.training._evaluation import (
     evaluate,
     evaluation_of,
     explained,
+    reading,
     sums_over,
     until_stopped,
 )
@@ -39,6 +40,8 @@ from constrained_cnn.training._plan import (
 )
 from constrained_cnn.training._progress import Progress
 from constrained_cnn.training._saved import (
+    Moment,
+    frozen_now,
     made_on,
     restore,
     say_optimizer,
@@ -95,6 +98,7 @@ class Run:
         loader_random: Where the generators of a DataLoader's own were at its start; empty between
             two epochs.
         callables: What the caller's callables are, as far as it can be said.
+        frozen_at_start: By name, the weights that were frozen at its very start.
         timings: Those of the parts of the run before this one.
         optimizer: Moves the weights.
         average: Running average of the weights, or None.
@@ -121,13 +125,14 @@ class Run:
         self.optimizer = make_optimizer(plan)
         self.callables = dict.fromkeys(plan.callables, "given")
         if plan.make_optimizer is not None:
-            self.callables["optimizer"] = say_optimizer(self.optimizer)
+            self.callables["optimizer"] = say_optimizer(self.optimizer, plan.model)
         self.average: Average | None = None
         if config.weight_averaging is not None:
             self.average = Average(plan.model, config.weight_averaging)
         self._rates = make_rates(plan, self.optimizer)
         if plan.make_scheduler is not None:
             self.callables["scheduler"] = say_rates(self._rates)
+        self.frozen_at_start = frozen_now(self)
         self.parts: Parts
         self.executor: Executor
         self.keeper = Keeper(self)
@@ -157,7 +162,10 @@ class Run:
         restore(self, state, str(path))
         self._make_executor()
         if folder is not None:  # a run may be killed after its checkpoint and before its history
-            self.keeper.save_history()
+            # Nothing else is written of one that is finished, were it on a disk for reading only.
+            finished = len(self.rows) == self.plan.config.epochs
+            with suppress(OutputError) if finished else nullcontext():
+                self.keeper.save_history()
         if world.is_first:
             warn_of_changes(state["made_on"], made_on(self))
 
@@ -290,14 +298,19 @@ class Run:
         trained = evaluation_of(*sums_over(self.plan.world, self.tally))
         self.watch.start(EVALUATION)
         self._unite()
-        if epoch == self.plan.config.epochs:
+        last = epoch == self.plan.config.epochs
+        # What an evaluation may change would be changed again when it is done anew.
+        before = None if last or self.plan.validation is None else Moment(self)
+        if last:
             # From here on the model is what the run gives, and no longer what could go on.
             self.keeper.save(within=True)
-            self._finish()
         try:
+            if last:
+                self._finish(guard)
             judged = self._validate(guard)
         except StoppedError:
-            if epoch < self.plan.config.epochs:
+            if before is not None:
+                before.put_back()
                 self.keeper.save(within=True)
             return None
         return EpochRow(
@@ -325,17 +338,23 @@ class Run:
         for generator, state in zip(generators, self.loader_random, strict=False):
             generator.set_state(state)
         self.loader_random = [generator.get_state() for generator in generators]
-        batches = source.training_batches(seed=config.seed, epoch=epoch, start=tally.steps)
-        if self.random is not None:
-            set_random_state(self.random, self.plan.device)
-        elif rank:
-            torch.manual_seed(epoch_seed(config.seed, epoch, rank))
         several = self.plan.world.size > 1
+
+        def stopped() -> bool:
+            return guard.requested and not several  # as several would have to agree on it
+
+        try:
+            with reading(stopped):
+                batches = source.training_batches(seed=config.seed, epoch=epoch, start=tally.steps)
+        finally:
+            if self.random is not None:
+                set_random_state(self.random, self.plan.device)
+            elif rank:
+                torch.manual_seed(epoch_seed(config.seed, epoch, rank))
         steps = source.steps
         first = (epoch - 1) * (steps or 0)
         step = tally.steps
-        # Several processes would have to agree on it.
-        for inputs, targets in until_stopped(batches, lambda: guard.requested and not several):
+        for inputs, targets in until_stopped(batches, stopped):
             if step == steps:
                 raise InvalidInputError(f"train: its len is {steps}, and it gave more batches")
             if several and self._one_sample is None:
@@ -369,8 +388,10 @@ class Run:
     def _validate(self, guard: Asking) -> Evaluation | None:
         if self.plan.validation is None:
             return None
-        model = self.plan.model if self.average is None else self.average.module
-        world = self.plan.world
+        model, world = self.plan.model, self.plan.world
+        if self.average is not None:
+            self.average.catch_up(model)
+            model = self.average.module
         return evaluate(
             model,
             self.plan.loss,
@@ -396,17 +417,20 @@ class Run:
         if self.average is not None:
             world.mean_buffers(self.average.module, samples)
 
-    def _finish(self) -> None:
+    def _finish(self, guard: Asking) -> None:
         """Make the model what the run gives: averaged weights, fresh batch-norm statistics."""
         config, model = self.plan.config, self.plan.model
         if self.average is not None:
-            model.load_state_dict(self.average.module.state_dict())
+            self.average.copy_to(model)
             self.average = None
         if config.precise_bn is not None:
             # Whole batches in every process, so that all come to the same statistics.
             whole = self.plan.train.whole()
             batches = whole.training_batches(seed=config.seed, epoch=config.epochs)
             with self.plan.norms.paused() if self.plan.norms else nullcontext():
+                batches = until_stopped(
+                    batches, lambda: guard.requested and self.plan.world.size == 1
+                )
                 measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
 
     def check_finite(self, epoch: int) -> None:

@@ -1,6 +1,7 @@
 """What a checkpoint holds of a run, and how a run goes on from it."""
 
 import json
+import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained_cnn.errors import CheckpointError, InvalidInputError
+from constrained_cnn.training._average import overwrite
 from constrained_cnn.training._checkpoint import (
     check_same,
     check_same_model,
@@ -20,6 +22,7 @@ from constrained_cnn.training._checkpoint import (
 )
 from constrained_cnn.training._evaluation import Tally
 from constrained_cnn.training._history import EpochRow, History, row_from_dict
+from constrained_cnn.training._optimizers import KERNELS
 from constrained_cnn.training._schedule import Rates
 from constrained_cnn.training._timings import Timings
 
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from constrained_cnn.training._run import Run
 
 IDENTITY = ("config", "callables", "data", "processes")
-KERNELS = ("foreach", "fused", "capturable")
 PASSED_OVER = ("params", *KERNELS)
 
 
@@ -42,18 +44,43 @@ def identity_of(run: "Run") -> dict[str, dict[str, Any]]:
     }
 
 
-def say_optimizer(optimizer: Optimizer) -> str:
-    """Return what an optimizer does, as it was made."""
+def say_optimizer(optimizer: Optimizer, model: nn.Module) -> str:
+    """Return what an optimizer does, as it was made; by a checksum also with which weights."""
+    names = {id(part): name for name, part in model.named_parameters()}
     groups = [
         {name: _say_setting(value) for name, value in group.items() if name not in PASSED_OVER}
         for group in optimizer.param_groups
     ]
     told = [", ".join(f"{name}={value}" for name, value in group.items()) for group in groups]
-    return f"{type(optimizer).__name__}({'; '.join(dict.fromkeys(told))})"
+    moved = [[names[id(part)] for part in group["params"]] for group in optimizer.param_groups]
+    checksum = zlib.crc32(repr((told, moved)).encode())
+    said = "; ".join(dict.fromkeys(told))
+    return (
+        f"{type(optimizer).__name__}({said}) over {sum(map(len, moved))} weights ({checksum:08x})"
+    )
 
 
 def _say_setting(value: Any) -> str:
-    return f"{float(value):g}" if isinstance(value, Tensor) and value.numel() == 1 else repr(value)
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_say_setting, value))})"
+    return repr(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
+def own_generators(run: "Run") -> list[torch.Generator]:
+    """Return torch's generators that model, loss and the validation set keep for themselves."""
+    plan = run.plan
+    parts = [*plan.model.modules()]
+    parts += [*plan.loss.modules()] if isinstance(plan.loss, nn.Module) else []
+    found = [one for part in parts for one in vars(part).values()]
+    found += [] if plan.validation is None else plan.validation.generators()
+    own = {id(one): one for one in found if isinstance(one, torch.Generator)}
+    return list(own.values())
+
+
+def frozen_now(run: "Run") -> dict[str, Any]:
+    """Return by name which weights are frozen."""
+    parts = run.plan.model.named_parameters()
+    return {name: "frozen" for name, part in parts if not part.requires_grad}
 
 
 def say_rates(rates: Rates) -> str:
@@ -94,6 +121,7 @@ def state_of_rank(run: "Run") -> dict[str, Any]:
     return {
         "random": random_state(run.plan.device),
         "loader": run.loader_random or [one.get_state() for one in run.plan.train.generators()],
+        "generators": [one.get_state() for one in own_generators(run)],
         "tally": run.tally.state(),
         # All of them, as a state_dict leaves out those that are not persistent.
         "buffers": [buffer.cpu() for buffer in _buffers_of(run)],
@@ -101,8 +129,9 @@ def state_of_rank(run: "Run") -> dict[str, Any]:
 
 
 def _buffers_of(run: "Run") -> list[Tensor]:
-    average = [] if run.average is None else run.average.module.buffers()
-    return [*run.plan.model.buffers(), *average]
+    loss = run.plan.loss
+    own = [*run.plan.model.buffers(), *(loss.buffers() if isinstance(loss, nn.Module) else ())]
+    return own if run.average is None else [*own, *run.average.module.buffers()]
 
 
 def state_of(
@@ -122,6 +151,7 @@ def state_of(
     return {
         **identity_of(run),
         "validation": {} if run.plan.validation is None else run.plan.validation.describe(),
+        "frozen": {"at_start": run.frozen_at_start, "now": frozen_now(run)},
         "made_on": made_on(run),
         "epoch": len(run.rows),
         "step": run.tally.steps,
@@ -145,7 +175,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_plain(part) for part in value)
+        parts = [_plain(part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -160,22 +191,58 @@ def restore(run: "Run", state: Mapping[str, Any], path: str) -> None:
     rows, timings, own = check_fits_run(run, state, path)
     if run.average is not None and state["average"] is not None:
         run.average.load_state_dict(state["average"])
-    kernels = [_kernels_of(group) for group in run.optimizer.param_groups]
-    run.optimizer.load_state_dict(state["optimizer"])
-    for group, own_kernels in zip(run.optimizer.param_groups, kernels, strict=True):
-        group.update(own_kernels)
-    plan.model.load_state_dict(state["model"])
+    _restore_optimizer(run.optimizer, state["optimizer"])
+    # The names were compared, as the module says them: a hook of it may leave some out.
+    plan.model.load_state_dict(_writable(plan.model, state["model"]), strict=False)
     if isinstance(plan.loss, nn.Module):
         plan.loss.load_state_dict(state["loss"])
     for buffer, value in zip(_buffers_of(run), own["buffers"], strict=False):
-        if not torch.equal(buffer.cpu(), value):  # one that is expanded cannot be written to
-            buffer.copy_(value)
+        overwrite(buffer, value)
+    for generator, value in zip(own_generators(run), own["generators"], strict=False):
+        generator.set_state(value)
+    for name, part in plan.model.named_parameters():
+        part.requires_grad_(name not in state["frozen"]["now"])
     run.rows = rows
     run.timings = timings
     run.tally = Tally.from_state(own["tally"], plan.device)
     run.spent = state["seconds"]
     run.random = own["random"] if state["step"] else None
     run.loader_random = own["loader"]
+    run.frozen_at_start = state["frozen"]["at_start"]
+
+
+def _writable(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state without the buffers that are expanded, which nothing can be copied to."""
+    expanded = {
+        name for name, part in model.named_buffers() if part.numel() > 1 and 0 in part.stride()
+    }
+    return {name: part for name, part in saved.items() if name not in expanded}
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    before = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(saved))
+    for group, own in zip(optimizer.param_groups, before, strict=True):
+        group.update({name: own[name] for name in KERNELS if name in own})
+        if isinstance(own["lr"], Tensor):  # with which the arithmetic is another
+            group["lr"] = own["lr"].fill_(float(group["lr"]))
+    # Torch casts what was kept for a weight to the type of the weight.
+    weights = [part for group in optimizer.param_groups for part in group["params"]]
+    for number, weight in enumerate(weights):
+        state, kept = optimizer.state.get(weight), saved["state"].get(number)
+        if isinstance(state, dict) and isinstance(kept, dict):
+            state.update({n: _as_kept(state[n], kept[n]) for n in state if n in kept})
+
+
+def _as_kept(loaded: Any, kept: Any) -> Any:
+    """Return what was loaded, in the types that it was kept in."""
+    if isinstance(loaded, Tensor) and isinstance(kept, Tensor):
+        return loaded if loaded.dtype == kept.dtype else kept.to(loaded.device)
+    if isinstance(loaded, list | tuple) and isinstance(kept, list | tuple):
+        return type(loaded)(map(_as_kept, loaded, kept))
+    if isinstance(loaded, dict) and isinstance(kept, dict):
+        return {name: _as_kept(part, kept.get(name)) for name, part in loaded.items()}
+    return loaded
 
 
 def check_fits_run(
@@ -196,6 +263,9 @@ def check_fits_run(
         judged = plan.validation.describe()
         check_same(path, f"{plan.judged_on} data", state["validation"], judged)
     check_same_model(path, state["loss"], _state_of_loss(plan.loss), (), what="loss")
+    frozen, here = state["frozen"], frozen_now(run)
+    if here not in (frozen.get("at_start"), frozen.get("now")):
+        check_same(path, "frozen weights", dict(frozen.get("at_start") or {}), here)
     check_same_optimizer(path, state["optimizer"], run.optimizer)
     try:
         rows = [row_from_dict(row) for row in state["rows"]]
@@ -204,23 +274,22 @@ def check_fits_run(
         raise CheckpointError(f"{path!r} is damaged: {error}") from error
     if [row.epoch for row in rows] != list(range(1, state["epoch"] + 1)):
         raise CheckpointError(f"{path!r} is damaged: its epochs are not 1, 2, 3 and so on")
+    if len(rows) > plan.config.epochs:
+        raise CheckpointError(f"{path!r} is damaged: it has more epochs than were asked for")
     finished = len(rows) == plan.config.epochs
     averaged = run.average is not None and not finished  # the end makes it the model
     if averaged != (state["average"] is not None):
         raise CheckpointError(f"{path!r} is damaged: it holds no averaged weights")
     if averaged and run.average is not None:
-        averages = {f"module.{name}" for name in trained}
+        averages = {f"module.{name}" for name, _ in plan.model.named_parameters()}
         check_same_model(path, state["average"], run.average.state_dict(), averages)
     own = _rank_of(path, state, plan.world.rank)
-    buffers = len(list(plan.model.buffers()))
-    _check_buffers(path, own.get("buffers"), _buffers_of(run), own=buffers)
+    averaged_buffers = [] if run.average is None else list(run.average.module.buffers())
+    buffers = _buffers_of(run)
+    own_buffers = len(buffers) - len(averaged_buffers)
+    _check_buffers(path, own.get("buffers"), buffers, own=own_buffers)
     _check_position(path, state, own["tally"], plan.train.steps, finished=finished)
     return rows, timings, own
-
-
-def _kernels_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which kernels an optimizer uses: a matter of the device, not of the run."""
-    return {key: group[key] for key in KERNELS if key in group}
 
 
 def _check_position(
@@ -230,11 +299,15 @@ def _check_position(
     step = state["step"]
     shapes = {"losses": (step,), "sizes": (step,), "correct": (step,)}
     fits = isinstance(tally, dict) and set(tally) == set(shapes)
-    fits = fits and step >= 0 and state["seconds"] >= 0
+    fits = fits and step >= 0 and 0 <= state["seconds"] < math.inf
     for name, shape in shapes.items() if fits else ():
         part = tally[name]
         whole = part is None and name == "correct"
         fits = fits and (whole or (isinstance(part, Tensor) and tuple(part.shape) == shape))
+    if fits:
+        sizes, correct = tally["sizes"], tally["correct"]
+        counts = sizes if correct is None else torch.stack([sizes, correct.to(sizes)])
+        fits = not sizes.is_floating_point() and bool(((counts >= 0) & (counts <= sizes)).all())
     fits = fits and (steps is None or step <= steps) and not (finished and step)
     if not fits:
         raise CheckpointError(f"{path!r} is damaged: it is at no step that such a run can be at")
@@ -247,7 +320,7 @@ def _rank_of(path: str, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
         if len(ranks) != state["processes"]["number"]:
             raise ValueError
         own: dict[str, Any] = ranks[rank]
-        for random in (own["random"]["cpu"], *own["loader"]):
+        for random in (own["random"]["cpu"], *own["loader"], *own["generators"]):
             torch.Generator().set_state(random)
         own["tally"]
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
@@ -282,3 +355,22 @@ def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             "differ in the last bits from that of an unbroken run",
             stacklevel=2,
         )
+
+
+class Moment:
+    """What an evaluation may change of a run, as it is now: buffers and random numbers."""
+
+    def __init__(self, run: "Run") -> None:
+        self._device = run.plan.device
+        self._buffers = [(part, part.clone()) for part in _buffers_of(run)]
+        self._random = random_state(self._device)
+        self._generators = [(one, one.get_state()) for one in own_generators(run)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make it what it was."""
+        for part, value in self._buffers:
+            overwrite(part, value)
+        set_random_state(self._random, self._device)
+        for generator, state in self._generators:
+            generator.set_state(state)

@@ -65,6 +65,10 @@ def rate_table(
         if scheduler is None:
             constant = [float(group["lr"]) for group in optimizer.param_groups]
             return [constant] * (epochs * steps_per_epoch)
+        if not hasattr(scheduler, "step"):
+            raise InvalidInputError(
+                f"scheduler: made {scheduler!r}; must make a schedule of torch.optim.lr_scheduler"
+            )
         with warnings.catch_warnings():
             # Stepping a schedule without its optimizer is the point here.
             warnings.simplefilter("ignore", UserWarning)

@@ -139,9 +139,11 @@ class Source:
         return {"steps": self.steps} if self.resident is None else self.resident.describe()
 
     def generators(self) -> list[torch.Generator]:
-        """Return the generators of its own that a DataLoader draws its order from."""
-        holders = (self.iterable, getattr(self.iterable, "sampler", None))
-        found = [getattr(holder, "generator", None) for holder in holders]
+        """Return torch's generators that a DataLoader and its samplers keep for themselves."""
+        holders = [self.iterable, getattr(self.iterable, "sampler", None)]
+        batches = getattr(self.iterable, "batch_sampler", None)
+        holders += [batches, getattr(batches, "sampler", None)]
+        found = [one for holder in holders for one in getattr(holder, "__dict__", {}).values()]
         own = {id(one): one for one in found if isinstance(one, torch.Generator)}
         return list(own.values())
 
@@ -198,6 +200,11 @@ class Source:
         """Begin to read an iterable, whose own processes get no Ctrl-C before the step is done."""
         if not getattr(self.iterable, "num_workers", 0):
             return iter(self.iterable)
+        if getattr(self.iterable, "_iterator", None) is not None:
+            # Processes that persist. Torch draws a number when it begins them and not when it goes
+            # on with them, so that the order of an epoch would depend on whether it is the first.
+            generator = getattr(self.iterable, "generator", None)
+            torch.empty((), dtype=torch.int64).random_(generator=generator)
         with signals_held(signal.SIGINT):
             return iter(self.iterable)
 
