@@ -359,7 +359,7 @@ def test_what_is_no_folder_is_refused(folder: Any) -> None:
 
 def test_a_taken_folder_of_any_seed_is_seen_before_the_first_runs(tmp_path: Path) -> None:
     make_trainer().fit(make_net(), make_set(), folder=tmp_path / "seed-2")
-    with pytest.raises(OutputError, match=r"seed-2'.*of another run"):
+    with pytest.raises(OutputError, match=r"seed-2'.*of a run, which would be"):
         make_trainer().fit_many(make_net, [0, 1, 2], make_set(), folder=tmp_path, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["seed-2"]
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from constrained_cnn import TrainConfig, Trainer
 from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError
 from constrained_cnn.training import in_processes
 from constrained_cnn.training._interrupt import InterruptGuard
@@ -286,3 +289,80 @@ def test_work_that_is_of_this_process_only(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(InvalidInputError, match=r"only_here.*not in a notebook.*workers=1"):
         worked(Here())
     assert_none_is_left()
+
+
+def stops_itself(item: int, send: Send) -> int:
+    if item == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    return item
+
+
+def test_a_signal_to_one_process_alone_leaves_the_items_to_the_others() -> None:
+    assert sorted(worked(stops_itself, items=6)) == [0, 1, 2, 3, 4, 5]
+    assert_none_is_left()
+
+
+def tells_and_finishes(item: int, send: Send) -> str:
+    with InterruptGuard(quiet=True) as guard:
+        send(os.getpid())
+        until(lambda: guard.requested)
+        time.sleep(0.5)  # a step, which further signals must not break
+    return "whole"
+
+
+def test_a_signal_to_all_processes_is_one_signal() -> None:
+    """As a job's end or the stop of a service sends it: to each process, not to the first alone."""
+    pids: list[int] = []
+
+    def signal_all(item: object, pid: int) -> None:
+        pids.append(pid)
+        if len(pids) == 2:
+            for one in (*pids, os.getpid()):
+                os.kill(one, signal.SIGTERM)
+
+    assert worked(tells_and_finishes, on_message=signal_all) == {0: "whole", 1: "whole"}
+
+
+def test_signals_between_seeds_in_one_process_stop_and_keep_what_is_done() -> None:
+    made: list[int] = []
+
+    def make_model() -> nn.Module:
+        made.append(len(made))
+        if len(made) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return nn.Linear(3, 2)
+
+    trainer = Trainer(TrainConfig(epochs=1, schedule="constant"), device="cpu", progress=False)
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
+    found = trainer.fit_many(make_model, range(5), batches, workers=1)
+    states = ["" if one.history is None else one.history.status for one in found]
+    assert states == ["finished", "finished", "interrupted"]
+
+
+class Grown(nn.Module):
+    """Has a buffer that grows, so that what it holds in the end fits no new one."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = torch.cat([self.seen, x.new_zeros(1)])
+        out: torch.Tensor = self.net(x)
+        return out
+
+
+def test_a_model_that_cannot_be_made_again_here_is_an_error_and_leaves_no_process() -> None:
+    trainer = Trainer(TrainConfig(epochs=1, schedule="constant"), device="cpu", progress=False)
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(
+        ConstrainedCNNError, match=r"seed \d: its model cannot come from.*workers=1"
+    ):
+        trainer.fit_many(Grown, range(4), batches, workers=2)
+    assert_none_is_left()
+    assert signal.getsignal(signal.SIGINT) == handler

@@ -229,7 +229,7 @@ def test_a_loss_of_ones_own_is_asked_for_again(tmp_path: Path) -> None:
 
 def test_a_history_is_not_overwritten_either(tmp_path: Path) -> None:
     (tmp_path / "history.csv").write_text("precious")
-    with pytest.raises(OutputError, match=r"holds the history\.csv of another run"):
+    with pytest.raises(OutputError, match=r"holds the history\.csv of a run, which would be"):
         make_trainer().fit(make_net(), make_set(), folder=tmp_path)
     assert (tmp_path / "history.csv").read_text() == "precious"
     with pytest.raises(OutputError, match="must name a folder"):

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from constrained_cnn import ImageSet, TrainConfig, Trainer
-from constrained_cnn.errors import NonFiniteLossError, OutOfMemoryError
+from constrained_cnn.errors import InvalidInputError, NonFiniteLossError, OutOfMemoryError
 from constrained_cnn.training import Fitted, History, _side_by_side
 from constrained_cnn.training._average import Average
 from constrained_cnn.training._checkpoint import load_checkpoint
@@ -200,6 +200,89 @@ def test_graphs_are_given_back_at_the_end(recorders: list[RecordedGraph]) -> Non
     with pytest.raises(RuntimeError, match="broken"):
         side_by_side(make_trainer(), [1, 2], make=Broken)
     assert [one.closed for one in recorders] == [True, True]
+
+
+class Unsized:
+    """Batches without a length."""
+
+    def __init__(self, sizes: tuple[int, ...] = (4, 4, 4)) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.batches = [
+            (torch.randn(size, 1, 8, 8, generator=generator), torch.arange(size) % 4)
+            for size in sizes
+        ]
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+def test_one_that_diverges_on_data_without_length_leaves_the_others_as_they_are() -> None:
+    trainer = make_trainer(schedule="constant", schedule_options=None, epochs=3)
+    one = FitOne(trainer, Endless, Unsized(), None, None, False, {"judged_on": "test"})
+    found = fit_side_by_side(one, [1, 2, 3])
+    assert isinstance(found[1].error, NonFiniteLossError)
+    for fitted in (found[0], found[2]):
+        torch.manual_seed(fitted.seed)
+        model = Endless()
+        trainer.with_seed(fitted.seed).fit(model, Unsized())
+        assert fitted.model is not None
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, fitted.model.state_dict()[name]), name
+
+
+class Late(Net):
+    """Uses one of its layers from its fourth step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("extra", nn.Linear(4, 4))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        for part in list(self)[:-1]:
+            x = part(x)
+        out: Tensor = self[-1](x) if self.calls > 3 else x
+        return out
+
+
+def test_a_checkpoint_holds_what_the_optimizer_keeps_from_a_later_step_on(tmp_path: Path) -> None:
+    trainer = make_trainer(**ADAM)
+    side_by_side(trainer, [1, 2], tmp_path, make=Late)
+    for seed in (1, 2):
+        state = load_checkpoint(tmp_path / f"seed-{seed}" / "checkpoint.pt")["optimizer"]
+        assert sorted(state["state"]) == state["param_groups"][0]["params"]
+
+
+class Own(torch.optim.SGD):
+    """An optimizer of one's own."""
+
+
+@pytest.mark.parametrize("kind", ["class", "hooks"])
+def test_optimizers_that_may_not_move_several_networks_are_refused(kind: str) -> None:
+    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        if kind == "class":
+            return Own(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.register_step_post_hook(lambda *_: None)
+        return optimizer
+
+    trainer = Trainer(TrainConfig(**CONFIG), device="cpu", progress=False, optimizer=make_optimizer)
+    with pytest.raises(InvalidInputError, match=r"of your own.*give workers=1"):
+        side_by_side(trainer, [1, 2])
+
+
+def test_batches_of_other_shapes_for_each_seed_are_refused() -> None:
+    class Shuffled(Unsized):
+        def __iter__(self) -> Any:
+            order = torch.randperm(len(self.batches)).tolist()
+            return iter([self.batches[place] for place in order])
+
+    trainer = make_trainer(schedule="constant", schedule_options=None)
+    data = Shuffled((4, 3, 2, 1, 5, 6, 7, 8))
+    one = FitOne(trainer, Net, data, None, None, False, {"judged_on": "test"})
+    with pytest.raises(InvalidInputError, match=r"inputs of the shapes .* give workers=1"):
+        fit_side_by_side(one, [1, 2, 3])
 
 
 class Broken(Net):

@@ -112,6 +112,7 @@ def test_many_processes_give_the_weights_of_one(pool: Pool, name: str) -> None:
     together = same_in_all(pool.run(run.fit, **words))
     assert_close(together, alone, 1e-12 if "double" in parts else 1e-5)
     assert together.status == alone.status == "finished"
+    assert together.samples == alone.samples == 3 * 13
     again = same_in_all(pool.run(run.fit, **words))
     assert again.checksum == together.checksum
     assert again.rows == together.rows
@@ -246,6 +247,22 @@ def test_seeds_that_are_fitted_are_shared_out_too(two: Pool) -> None:
     assert first == second == run.fit_seeds(World())  # as in a process on its own
 
 
+def test_processes_that_are_asked_for_different_seeds(two: Pool) -> None:
+    for said in two.run(run.fit_other_seeds):
+        assert said.startswith("the processes are asked for different seeds")
+
+
+def test_one_that_is_to_go_on_if_begun_does_not_wait_for_one_that_is_not(
+    two: Pool, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "run")
+    own = [{"folder": folder, "resume": "if-begun"}, {"folder": folder}]
+    same_in_all(two.run(run.fit_own, own=own))
+    first, second = two.run(run.fit_own, own=own)  # now there is a run
+    assert "resume is True in process 0 and False in process 1" in first.error
+    assert first.error == second.error
+
+
 # torchrun itself.
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -356,7 +373,8 @@ def test_a_seed_that_was_stopped_is_said_wherever_it_is(
     words = ["train", RECIPE.name, "--seeds", "0-1", "--device", "cpu", "--quiet"]
     with mock.patch("constrained_cnn.recipes.run_seeds", return_value=records):
         assert command([*words, "--out", str(finished.folder / "again")]) == 130
-    assert "Stopped; 1 of 2 epochs are kept. " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Stopped: seed 1 finished, seed 0 after 1 of 2 epochs; what was done is kept. To" in said
 
 
 @pytest.mark.slow

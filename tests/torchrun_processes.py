@@ -146,6 +146,7 @@ class Outcome:
         trained: Labels met in training, batch for batch.
         judged: Labels met in validation.
         error: What was raised.
+        samples: Samples met in training, by all processes.
     """
 
     weights: dict[str, Tensor]
@@ -155,6 +156,7 @@ class Outcome:
     trained: list[list[int]]
     judged: list[list[int]]
     error: str = ""
+    samples: int = 0
 
     @property
     def checksum(self) -> str:
@@ -175,7 +177,7 @@ def fit(
     classes: int = 4,
     batch: int = 4,
     folder: str | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     at: Mapping[int, tuple[int, str]] | None = None,
     executor: str = "auto",
 ) -> Outcome:
@@ -197,7 +199,7 @@ def fit(
         executor: What runs the steps.
     """
     # Only the weights of the first process count.
-    model = make_net(parts, classes, seed=100 * world.rank + 10 * resume)
+    model = make_net(parts, classes, seed=100 * world.rank + 10 * bool(resume))
     words = {"epochs": 3, "batch_size": batch, "seed": 3, "learning_rate": 0.1, **(config or {})}
     loss = Loss(*(at or {}).get(world.rank, (0, "")))
     trainer = Trainer(
@@ -209,7 +211,7 @@ def fit(
         executor=executor,
     )
     judged = make_data(judged_kind, 9, classes, batch, seed=1) if judged_kind else None
-    error, rows, status, steps = "", [], "", 0
+    error, rows, status, steps, samples = "", [], "", 0, 0
     try:
         history = trainer.fit(
             model,
@@ -220,12 +222,13 @@ def fit(
         )
         rows = [{**row, "seconds": 0} for row in history.to_dicts()]
         status, steps = history.status, history.steps_of_next
+        samples = history.timings.samples if history.timings else 0
     except NonFiniteLossError as raised:
         error = f"epoch {raised.epoch}, step {raised.step}"
     except ConstrainedCNNError as raised:
         error = f"{type(raised).__name__}: {raised}"
     weights = {name: part.detach().clone() for name, part in model.state_dict().items()}
-    return Outcome(weights, rows, status, steps, loss.trained, loss.judged, error)
+    return Outcome(weights, rows, status, steps, loss.trained, loss.judged, error, samples)
 
 
 def fit_own(world: World, *, own: Sequence[Mapping[str, Any]], **words: Any) -> Outcome:
@@ -268,7 +271,7 @@ def share_seeds_late() -> int:
     """Share seeds of which those of the first process are done long before the others."""
     joined = functools.partial(World.joined, timeout=timedelta(seconds=SHORT))
 
-    def run_all(recipe: Recipe, seeds: Sequence[int], *_: Any) -> dict[int, Any]:
+    def run_all(recipe: Recipe, seeds: Sequence[int], *_: Any, quiet: bool) -> dict[int, Any]:
         if 0 not in seeds:
             time.sleep(LONG)
         return {seed: f"record of {seed}" for seed in seeds}
@@ -293,6 +296,18 @@ def fit_seeds(world: World) -> list[tuple[int, str]]:
 
     found = trainer.fit_many(make_model, [5, 1, 2], make_set(13, 3), workers=1)
     return [(one.seed, checksum(one.model)) for one in found if one.model is not None]
+
+
+def fit_other_seeds(world: World) -> str:
+    """Ask for other seeds in each process, which is a mistake."""
+    trainer = Trainer(TrainConfig(epochs=1), device="cpu", progress=False)
+    try:
+        trainer.fit_many(
+            functools.partial(make_net, (), 3, 0), range(2 + world.rank), make_set(13, 3)
+        )
+    except ConstrainedCNNError as error:
+        return str(error)
+    return ""
 
 
 def checksum(model: nn.Module) -> str:

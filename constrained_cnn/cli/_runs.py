@@ -1,6 +1,7 @@
 """The commands that train and that read pictures."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -169,7 +170,12 @@ def _train_recipe(options: argparse.Namespace, console: "Console") -> int:
         "threads": options.threads,
         "checkpoint_seconds": options.checkpoint_seconds,
     }
-    device = Trainer(recipe.config, device=options.device).device
+    config = recipe.config
+    if options.epochs is not None:
+        config = dataclasses.replace(config, epochs=options.epochs)
+    # Here already, as what is wrong with an option is to be said first.
+    words = {name: keywords[name] for name in ("device", "threads", "checkpoint_seconds")}
+    device = Trainer(config, **words).device
     several = options.seeds is not None
     if options.workers is not None and not several:
         raise InvalidInputError("--workers: shares out --seeds, and there are none; leave it out")
@@ -205,6 +211,7 @@ def _train_recipe(options: argparse.Namespace, console: "Console") -> int:
                 recipe, options.seeds, out=folder, workers=options.workers, **keywords
             )
         if world.is_first:
+            _say_done_before(console, options, folder, before)
             _report(console, options, records, folder)
     whole = len(records) == (len(options.seeds) if several else 1)
     return EXIT_DONE if whole and _stopped(records) is None else EXIT_INTERRUPTED
@@ -244,8 +251,6 @@ def _report(
     console: "Console", options: argparse.Namespace, records: "Sequence[RunRecord]", folder: "Path"
 ) -> None:
     """Say what came of the runs."""
-    from constrained_cnn.errors import counted
-
     if not records:
         print(
             "Stopped before a seed was begun. To go on, give the same command again",
@@ -261,21 +266,31 @@ def _report(
         _print_records(console, records)
         if _stopped(records) is None:
             _print_places(console, options, records, folder)
-    last = _stopped(records)
-    if last is not None:
-        steps = last.result.get("steps_of_next_epoch", 0)
-        kept = f" and {counted(steps, 'step')} of the next" if steps else ""
+    missing = [] if options.seeds is None else options.seeds[:]
+    missing = [seed for seed in missing if seed not in {record.seed for record in records}]
+    if _stopped(records) is not None or missing:
+        kept = [_say_kept(one) for one in records if one.status == "interrupted"]
+        if options.seeds is None:
+            said = f"Stopped; {kept[0]} are kept"
+        else:
+            stopped = [one.seed for one in records if one.status == "interrupted"]
+            done = [one.seed for one in records if one.seed not in stopped]
+            parts = [f"{_of_seeds(done)} finished"] if done else []
+            parts += [f"seed {seed} after {how}" for seed, how in zip(stopped, kept, strict=True)]
+            parts += [f"{_of_seeds(missing)} not begun"] if missing else []
+            said = f"Stopped: {', '.join(parts)}; what was done is kept"
         print(
-            f"Stopped; {last.epochs} of {last.config['epochs']} epochs{kept} are kept. "
-            f"To go on, give the same command with --resume --out {folder}",
+            f"{said}. To go on, give the same command with --resume --out {folder}",
             file=sys.stderr,
         )
-    elif options.seeds is not None and len(records) < len(options.seeds):
-        print(
-            f"Stopped; {len(records)} of {len(options.seeds)} seeds are done. "
-            f"To go on, give the same command with --resume --out {folder}",
-            file=sys.stderr,
-        )
+
+
+def _say_kept(record: "RunRecord") -> str:
+    from constrained_cnn.errors import counted
+
+    steps = record.result.get("steps_of_next_epoch", 0)
+    more = f" and {counted(steps, 'step')} of the next" if steps else ""
+    return f"{record.epochs} of {counted(record.config['epochs'], 'epoch')}{more}"
 
 
 def _print_places(
@@ -301,19 +316,28 @@ def _announce(
     before: Sequence[int],
 ) -> None:
     """Say what is about to run, and where its results go; and what is finished ``before``."""
-    runs = 1 if options.seeds is None else len(options.seeds)
-    where = f"{folder}{os.sep}"
-    lines = []
-    if len(before) == runs:
-        which = "the run is" if options.seeds is None else f"the runs of {_of_seeds(before)} are"
-        lines = [f"Nothing to train: {which} finished already, in {where}"]
-    elif not options.quiet:
-        _print_layers(console, recipe)
-        lines = [f"Results go to {where}"]
-        if before:
-            lines.append(f"Finished already and not trained again: {_of_seeds(before)}")
+    if options.quiet or len(before) == _runs_of(options):
+        return
+    _print_layers(console, recipe)
+    lines = [f"Results go to {folder}{os.sep}"]
+    if before:
+        lines.append(f"Finished already and not trained again: {_of_seeds(before)}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _say_done_before(
+    console: "Console", options: argparse.Namespace, folder: "Path", before: Sequence[int]
+) -> None:
+    """Say, once it is known that they are what was asked for, that all runs were finished."""
+    if len(before) == _runs_of(options):
+        which = "the run is" if options.seeds is None else f"the runs of {_of_seeds(before)} are"
+        line = f"Nothing to train: {which} finished already, in {folder}{os.sep}"
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _runs_of(options: argparse.Namespace) -> int:
+    return 1 if options.seeds is None else len(options.seeds)
 
 
 def _of_seeds(seeds: Sequence[int]) -> str:

@@ -67,6 +67,11 @@ def seeds_folder(
     """
     if out is not None:
         folder = _named(out)
+        if (folder / RECORD).exists() or is_begun(folder):
+            raise OutputError(
+                f"{str(folder)!r} holds a run of one seed, among which those of several are not to "
+                "lie; give another folder"
+            )
         taken = [folder] if folder.exists() else []
     else:
         stem = f"{name}-seeds-{seeds[0]}-to-{seeds[-1]}"

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from constrained_cnn.recipes._recipe import Recipe, get_recipe, run_name
 from constrained_cnn.recipes._run import check_same_experiment, config_of, load_sets, run
 from constrained_cnn.record import RunRecord
 from constrained_cnn.training import (
+    InterruptGuard,
     SeedsProgress,
     Trainer,
     World,
     check_resume,
+    check_same_seeds,
     check_seeds,
     in_processes,
     share_cores,
@@ -69,14 +71,15 @@ def run_seeds(
         workers = 1
     together = options.get("together", True)
     with World.joined(device, patient=True) if together else nullcontext(World()) as world:
+        check_same_seeds(world, seeds)
         base = world.from_first(lambda: seeds_folder(out, name, seeds, resume=resume))
         if world.size == 1:
             found = _run_all(recipe, seeds, base, resume, workers, options)
             return [found[seed] for seed in seeds if seed in found]
         # Each process has its own seeds, and trains them alone.
         own = seeds[world.rank :: world.size]
-        alone = {**options, "together": False, "progress": False}
-        parts = world.gathered(_run_all(recipe, own, base, resume, 1, alone))
+        alone = {**options, "together": False}
+        parts = world.gathered(_run_all(recipe, own, base, resume, 1, alone, quiet=True))
         found = {seed: record for part in parts for seed, record in part.items()}
         return [found[seed] for seed in seeds if seed in found]
 
@@ -88,8 +91,13 @@ def _run_all(
     resume: bool | str,
     workers: int | None,
     options: Mapping[str, Any],
+    *,
+    quiet: bool = False,
 ) -> dict[int, RunRecord]:
-    """Run the seeds in this process or in several of its own; return the record of each."""
+    """Run the seeds in this process or in several of its own; return the record of each.
+
+    With ``quiet`` a line is shown for each seed that is done, and not how far one is.
+    """
     records: dict[int, RunRecord] = {}
     sets = None
     for seed in seeds:  # before the first of them runs
@@ -106,23 +114,37 @@ def _run_all(
             records[seed] = kept
     left = [seed for seed in seeds if seed not in records]
     workers, threads = share_cores(max(1, len(left)), workers, options.get("threads"))
+    shows = bool(options.get("progress", True))
     if workers == 1:
-        for seed in left:
-            if options.get("progress", True):
-                print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}", file=sys.stderr)
-            records[seed] = _run_one(recipe, seed, base, resume, options)
-            if records[seed].status == "interrupted":
-                break
+        single = {**options, "progress": False} if quiet else options
+        with InterruptGuard() as guard:  # a signal may come between two seeds
+            for seed in left:
+                if guard.requested:
+                    break
+                if shows and not quiet:
+                    _print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}")
+                records[seed] = _run_one(recipe, seed, base, resume, single)
+                if shows and quiet:
+                    _print(f"seed {seed}: {_say(records[seed])}")
+                if records[seed].status == "interrupted":
+                    break
     elif left:
         epochs = options.get("epochs") or recipe.config.epochs
-        shown = SeedsProgress(len(left), epochs, enabled=bool(options.get("progress", True)))
+        shown = SeedsProgress(len(left), epochs, enabled=shows)
         work = _RunOne(recipe, base, resume, {**options, "threads": threads})
-        for seed, record in in_processes(
+        found = in_processes(
             work, left, workers=workers, threads=threads, on_message=shown.end_epoch
-        ):
-            records[seed] = record
-            shown.end_seed(seed, _say(record))
+        )
+        with closing(found):  # or, after an error here, the processes would stay
+            for seed, record in found:
+                records[seed] = record
+                shown.end_seed(seed, _say(record))
     return records
+
+
+def _print(line: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it
+        print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from constrained_cnn.training._config import TrainConfig
 from constrained_cnn.training._evaluation import Evaluation
 from constrained_cnn.training._folder import RunFolder, check_resume
 from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._many import (
     Fitted,
     SeedsProgress,
+    check_same_seeds,
     check_seeds,
     seeded_model,
     share_cores,
@@ -26,6 +28,7 @@ __all__ = [
     "Evaluation",
     "Fitted",
     "History",
+    "InterruptGuard",
     "ResidentSet",
     "RunFolder",
     "SeedsProgress",
@@ -34,6 +37,7 @@ __all__ = [
     "Trainer",
     "World",
     "check_resume",
+    "check_same_seeds",
     "check_seeds",
     "in_processes",
     "seeded_model",

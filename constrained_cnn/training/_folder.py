@@ -113,8 +113,8 @@ class RunFolder:
         for name in (CHECKPOINT, BEFORE, *HISTORY_FILES):
             if os.path.exists(self.path / name):
                 raise OutputError(
-                    f"folder={str(self.path)!r}: holds the {name} of another run; resume=True "
-                    "goes on with its checkpoint, another folder starts anew"
+                    f"folder={str(self.path)!r}: holds the {name} of a run, which would be "
+                    "overwritten; resume=True goes on with that run, another folder starts anew"
                 )
 
     def save(self, state: dict[str, Any]) -> None:

@@ -22,12 +22,15 @@ class InterruptGuard:
 
     Args:
         quiet: Whether to say nothing.
+        patient: Whether further signals mean no more than the first, where another process decides
+            when to stop at once.
     """
 
     _outermost: ClassVar["InterruptGuard | None"] = None
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, patient: bool = False) -> None:
         self._quiet = quiet
+        self._patient = patient
         self._previous: dict[signal.Signals, Any] = {}
         self._asked = False
         self._leading = self
@@ -59,6 +62,8 @@ class InterruptGuard:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
+            if self._patient:
+                return
             raise KeyboardInterrupt
         self._asked = True
         # torchrun passes a signal on to each of its processes; the first one speaks for all.

@@ -1,5 +1,6 @@
 """Many seeds at once."""
 
+import contextlib
 import functools
 import io
 import time
@@ -12,13 +13,16 @@ import torch
 from torch import nn
 
 from constrained_cnn.errors import (
+    ConstrainedCNNError,
     InvalidInputError,
     NonFiniteLossError,
     check_integer,
     counted,
+    reason_of,
 )
 from constrained_cnn.training._folder import RunFolder
 from constrained_cnn.training._history import EpochRow, History
+from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._processes import Send, in_processes
 from constrained_cnn.training._progress import duration, standard_error
 from constrained_cnn.training._threads import usable_cores
@@ -135,8 +139,14 @@ class FitOne:
         if history is None:
             return Fitted(seed, None, None, error)
         model = seeded_model(self.make_model, seed)
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            model.load_state_dict(state)
+        except Exception as error:  # what a module loads may raise anything
+            raise ConstrainedCNNError(
+                f"seed {seed}: its model cannot come from the process that trained it, as what it "
+                f"holds fits no new one of make_model ({reason_of(error)}); give workers=1"
+            ) from error
         return Fitted(seed, model.eval(), history)
 
 
@@ -157,20 +167,38 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
     shown = SeedsProgress(len(seeds), trainer.config.epochs, enabled=trainer.progress is not False)
     found: dict[int, Fitted] = {}
     if workers == 1:
-        for seed in seeds:
-            found[seed] = one.fit(seed, functools.partial(shown.end_epoch, seed))
-            shown.end_seed(seed, say_fitted(found[seed]))
-            history = found[seed].history
-            if history is not None and history.status == "interrupted":
-                break
+        with InterruptGuard() as guard:  # a signal may come between two seeds
+            for seed in seeds:
+                if guard.requested:
+                    break
+                found[seed] = one.fit(seed, functools.partial(shown.end_epoch, seed))
+                shown.end_seed(seed, say_fitted(found[seed]))
+                history = found[seed].history
+                if history is not None and history.status == "interrupted":
+                    break
     else:
         replies = in_processes(
             one, seeds, workers=workers, threads=threads, on_message=shown.end_epoch
         )
-        for seed, reply in replies:
-            found[seed] = one.received(seed, reply)
-            shown.end_seed(seed, say_fitted(found[seed]))
+        with contextlib.closing(replies):  # or, after an error here, the processes would stay
+            for seed, reply in replies:
+                found[seed] = one.received(seed, reply)
+                shown.end_seed(seed, say_fitted(found[seed]))
     return [found[seed] for seed in seeds if seed in found]
+
+
+def check_same_seeds(world: World, seeds: Sequence[int]) -> None:
+    """Raise in every process unless all of them are asked for the same seeds.
+
+    Raises:
+        InvalidInputError: With what two of them are asked for.
+    """
+    for rank, other in enumerate(world.gathered(list(seeds))):
+        if other != list(seeds):
+            raise InvalidInputError(
+                f"the processes are asked for different seeds: process {world.rank} for "
+                f"{list(seeds)} and process {rank} for {other}. Give all of them the same"
+            )
 
 
 def shared_out(

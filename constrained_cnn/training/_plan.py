@@ -104,6 +104,20 @@ def _check_moves_model(optimizer: Optimizer, model: nn.Module) -> None:
         )
 
 
+def check_no_sparse_gradients(plan: Plan) -> None:
+    """Raise if several processes would have to exchange sparse gradients.
+
+    Raises:
+        InvalidInputError: With the name of the module.
+    """
+    for name, module in plan.model.named_modules():
+        if plan.world.size > 1 and getattr(module, "sparse", False) is True:
+            raise InvalidInputError(
+                f"{name or 'model'} has sparse gradients (sparse=True), which several processes do "
+                "not exchange; use sparse=False, or train in one process"
+            )
+
+
 def warn_of_average(plan: Plan) -> None:
     """Warn if the average of the weights would be mostly of those before they learned."""
     decay, steps = plan.config.weight_averaging, plan.train.steps
@@ -111,10 +125,11 @@ def warn_of_average(plan: Plan) -> None:
         return
     total = steps * plan.config.epochs
     if (1 - decay) * total < 1:
+        advice = f"{1 - 10 / total:.2g} would look back over a tenth of it"
         warnings.warn(
             f"weight_averaging={decay}: looks back over {1 / (1 - decay):,.0f} steps, and the run "
             f"has {total:,}, so its result is mostly the weights of the start; "
-            f"{max(0.0, 1 - 10 / total):.2g} would look back over a tenth of it",
+            f"{advice if total > 20 else 'leave it out for so short a run'}",
             stacklevel=2,
         )
 

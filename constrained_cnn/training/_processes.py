@@ -4,11 +4,12 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -47,7 +48,7 @@ def in_processes(
     workers: int,
     threads: int,
     on_message: Callable[[Any, Any], None],
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield (item, result) of ``work(item, send)`` for every item, as they are done.
 
     The processes are new ones that import what they need. After Ctrl-C or SIGTERM each finishes as
@@ -70,13 +71,13 @@ def in_processes(
     """
     try:
         content = pickle.dumps(work)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # what pickle calls may raise anything
         raise _not_sendable(error, f"workers={workers}: ") from error
     team: list[_Worker] = []
     with InterruptGuard() as guard, _written(content) as file:
         try:
             for _ in range(min(workers, len(items))):
-                team.append(_begun(file, threads))
+                _begin(team, file, threads)
             yield from _worked_through(team, items, guard, on_message)
             _finish(team)
         except (Exception, GeneratorExit):
@@ -117,12 +118,13 @@ class _Worker:
         item: What it was given last.
         ready: Whether it can be given an item, and gets signals.
         busy: Whether it works on an item.
+        retired: Whether it begins no further item, as somebody else asked it to stop.
     """
 
     def __init__(self, process: BaseProcess, pipe: Connection) -> None:
         self.process, self.pipe = process, pipe
         self.item: Any = None
-        self.ready = self.busy = False
+        self.ready = self.busy = self.retired = False
         self._asked_to_stop = self._asked_to_end = False
 
     def give(self, item: Any) -> None:
@@ -170,12 +172,13 @@ class _Worker:
             self.pipe.send(message)
 
 
-def _begun(file: Path, threads: int) -> _Worker:
-    """Begin a process."""
+def _begin(team: list[_Worker], file: Path, threads: int) -> None:
+    """Begin a process, and add it to the team."""
     context = multiprocessing.get_context("spawn")
     try:
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(file, threads, there))
+        team.append(_Worker(process, here))  # before a signal can come in between
         with signals_held(*SIGNALS):  # until it is ready for them
             process.start()
     except OSError as error:
@@ -184,7 +187,6 @@ def _begun(file: Path, threads: int) -> _Worker:
             "memory ran out; give fewer workers. What has a folder can be resumed"
         ) from error
     there.close()  # or its end would not be noticed here
-    return _Worker(process, here)
 
 
 def _worked_through(
@@ -195,11 +197,13 @@ def _worked_through(
 ) -> Iterator[tuple[Any, Any]]:
     """Give the items out; yield each with its result, until all are done or it is asked to stop."""
     waiting = list(items)
-    while any(one.busy for one in team) or (waiting and not guard.requested):
+    while any(one.busy for one in team) or (
+        waiting and not guard.requested and not all(one.retired for one in team)
+    ):
         for one in team:
             if guard.requested:
                 one.stop()
-            elif waiting and one.ready and not one.busy:
+            elif waiting and one.ready and not (one.busy or one.retired):
                 one.give(waiting.pop(0))
         wait_for_any([one.pipe for one in team], POLL_SECONDS)
         for one in team:
@@ -209,6 +213,9 @@ def _worked_through(
                 raise _death(one) from None
             if kind == SENT:
                 on_message(one.item, pickle.loads(content))
+            elif kind == NOT_BEGUN:  # somebody else asked this one to stop
+                waiting.insert(0, one.item)
+                one.retired = True
             elif kind == DONE:
                 yield one.item, _result(one.item, content)
             elif kind == FAILED:
@@ -229,10 +236,12 @@ def _finish(team: Sequence[_Worker]) -> None:
 
 
 def _kill(team: Sequence[_Worker]) -> None:
+    begun = [one.process for one in team if one.process.pid is not None]
+    for process in begun:
+        process.kill()
+    for process in begun:
+        process.join()
     for one in team:
-        one.process.kill()
-    for one in team:
-        one.process.join()
         one.pipe.close()
 
 
@@ -240,10 +249,15 @@ def _death(one: _Worker) -> ConstrainedCNNError:
     """Return the error that says why a process is dead."""
     one.process.join(1)  # it may be about to end
     code = one.process.exitcode or 0
-    if code < 0:
+    if code == -signal.SIGKILL:
         return ConstrainedCNNError(
             f"a process that trained was killed (signal {-code}), perhaps because memory ran out; "
             "give fewer workers. What has a folder can be resumed"
+        )
+    if code < 0:
+        return ConstrainedCNNError(
+            f"a process that trained crashed (signal {-code}); what it printed may say why. What "
+            "has a folder can be resumed"
         )
     if not one.ready:
         return ConstrainedCNNError(
@@ -326,8 +340,8 @@ def _serve(file: Path, threads: int, pipe: Connection) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     busy = threading.Lock()
     # Around all items: a signal between two of them must not end the process.
-    with InterruptGuard(quiet=True) as guard:
-        threading.Thread(target=_follow_parent, args=(busy,), daemon=True).start()
+    with InterruptGuard(quiet=True, patient=True) as guard:
+        threading.Thread(target=_follow_parent, args=(busy, file), daemon=True).start()
         torch.set_num_threads(threads)
         try:
             work = pickle.loads(file.read_bytes())
@@ -362,11 +376,12 @@ def _reply(work: Work, item: Any, guard: InterruptGuard, pipe: Connection) -> tu
         return FAILED, _Failure.of(_not_a_result(item, error))
 
 
-def _follow_parent(busy: threading.Lock) -> None:
+def _follow_parent(busy: threading.Lock, file: Path) -> None:
     """Let the item under way end as after a signal when the parent is dead, then the process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        shutil.rmtree(file.parent, ignore_errors=True)  # which the parent would have done
         os.kill(os.getpid(), signal.SIGTERM)
         with busy:
             os._exit(1)  # it waits for an item that nobody sends

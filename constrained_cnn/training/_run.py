@@ -33,6 +33,7 @@ from constrained_cnn.training._keeper import Keeper
 from constrained_cnn.training._memory import is_out_of_memory, out_of_memory
 from constrained_cnn.training._plan import (
     Plan,
+    check_no_sparse_gradients,
     first_outputs_checked,
     make_optimizer,
     make_rates,
@@ -145,6 +146,7 @@ class Run:
             InvalidInputError: If the model holds what no checkpoint can.
         """
         check_alike(self, resume=False)
+        check_no_sparse_gradients(self.plan)
         self._make_executor()
         warn_of_average(self.plan)
         self.keeper.begin()
@@ -152,6 +154,7 @@ class Run:
     def load(self) -> None:
         """Go on from the folder's checkpoint; nothing is changed unless all of it fits."""
         check_alike(self, resume=True)
+        check_no_sparse_gradients(self.plan)
         world, folder = self.plan.world, self.plan.folder
 
         def read() -> tuple[Path, dict[str, Any]]:
@@ -296,6 +299,7 @@ class Run:
             return None
         self.check_finite(epoch)
         trained = evaluation_of(*sums_over(self.plan.world, self.tally))
+        self._samples += trained.samples - self.tally.samples * self.plan.world.size
         self.watch.start(EVALUATION)
         self._unite()
         last = epoch == self.plan.config.epochs
@@ -363,7 +367,7 @@ class Run:
                 self._one_sample = ones[0], ones[1]
             loss, correct = yield Asked(inputs, targets, first + step, epoch, step + 1)
             tally.add(loss, correct, len(inputs))
-            self._samples += len(inputs)
+            self._samples += len(inputs) * self.plan.world.size  # about, until the epoch is done
             step += 1
             shown.advance(step)
             if step == steps or (several and step % AGREE_EVERY):

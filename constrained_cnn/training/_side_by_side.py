@@ -147,9 +147,19 @@ class _Stop:
 
 def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
     """Take the step of every network, and return what each gave."""
-    latest = max(asked, key=lambda one: one.number)
+    # Not by its number in the run, which is not known of data without a length.
+    latest = max(asked, key=lambda one: (one.epoch, one.step))
+    now = latest.epoch, latest.step
     # The branch of a run that has ended stays a part of the step, and gets another one's batch.
-    asked = [one if one.number == latest.number else latest for one in asked]
+    asked = [one if (one.epoch, one.step) == now else latest for one in asked]
+    for part in ("inputs", "targets"):
+        shapes = sorted({tuple(getattr(one, part).shape) for one in asked})
+        if len(shapes) > 1:
+            raise InvalidInputError(
+                f"train: step {latest.step} of epoch {latest.epoch} has {part} of the shapes "
+                f"{shapes} for different seeds, and seeds side by side need equal ones; give "
+                "workers=1, which trains them one after another"
+            )
     inputs = torch.stack([one.inputs for one in asked])
     targets = torch.stack([one.targets for one in asked])
     try:
@@ -268,12 +278,20 @@ def _joined(optimizers: Sequence[Optimizer]) -> Optimizer:
     """Return one optimizer over the very groups of several.
 
     Raises:
-        InvalidInputError: If they are of different kinds.
+        InvalidInputError: If they are of different kinds, or of the caller's own.
     """
     kinds = {type(one) for one in optimizers}
+    names = sorted(kind.__name__ for kind in kinds)
     if len(kinds) > 1:
-        names = sorted(kind.__name__ for kind in kinds)
         raise InvalidInputError(f"optimizer: made {names}; several seeds at once need one kind")
+    hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    own = type(optimizers[0]).__module__.partition(".")[0] != "torch"
+    if own or any(getattr(one, name, None) for one in optimizers for name in hooks):
+        raise InvalidInputError(
+            f"optimizer: made {names[0]}, {'a class' if own else 'with hooks'} of your own, which "
+            "may not be able to move several networks at once; give workers=1, which trains the "
+            "seeds one after another"
+        )
     joined = copy.copy(optimizers[0])
     joined.param_groups = [group for one in optimizers for group in one.param_groups]
     joined.state = defaultdict(dict)
@@ -285,10 +303,10 @@ def _joined(optimizers: Sequence[Optimizer]) -> Optimizer:
 def _share_state(executor: Executor, runs: Sequence[Run]) -> None:
     """Let the optimizer of each run hold the state of its own weights, for its checkpoint."""
     joined = executor.parts.optimizer.state
+    if sum(len(run.optimizer.state) for run in runs) == len(joined):
+        return  # a weight whose first gradient comes late gets its state late
     for run in runs:
         own = run.optimizer
-        if own.state or not joined:
-            continue
         for group in own.param_groups:
             for weight in group["params"]:
                 if weight in joined:

@@ -32,9 +32,9 @@ class Timings:
         training: Seconds of training steps.
         evaluation: Seconds of the readings after epochs, and of what comes after the last step.
         saving: Seconds in which checkpoints and histories were written.
-        samples: Number of samples that the training steps met.
-        peak_memory: Bytes: on a GPU the most that tensors took at one time; else the most memory
-            that the process ever had, whatever for. None where the system does not say.
+        samples: Number of samples that the training steps met, in all processes.
+        peak_memory: Bytes, of this process: on a GPU the most that tensors took at one time; else
+            the most memory that it ever had, whatever for. None where the system does not say.
     """
 
     start_up: float = 0.0

@@ -39,6 +39,7 @@ from constrained_cnn.training._interrupt import InterruptGuard
 from constrained_cnn.training._many import (
     FitOne,
     Fitted,
+    check_same_seeds,
     check_seeds,
     fit_many,
     share_cores,
@@ -199,8 +200,9 @@ class Trainer:
             if folder is not None and world.is_first:
                 own = folder if isinstance(folder, RunFolder) else RunFolder(folder)
             with own or nullcontext():
-                if resume == IF_BEGUN:
-                    resume = world.any(own is not None and own.holds_checkpoint)[0]
+                # Asked of all, as one that is asked for something else must not wait here.
+                begun = world.any(own is not None and own.holds_checkpoint)[0]
+                resume = begun if resume == IF_BEGUN else resume
                 if own is not None and not resume:
                     own.check_free()
                 plan = self._plan(model, train, validation, judged_on, own, world)
@@ -327,6 +329,7 @@ class Trainer:
             if self.together
             else nullcontext(World()) as world
         ):
+            check_same_seeds(world, seeds)
             # Each process has its own seeds, and trains them alone.
             own = list(seeds)[world.rank :: world.size]
             alone = dataclasses.replace(one, trainer=self._alone())
