@@ -414,6 +414,9 @@ def test_a_second_ctrl_c_is_status_130(capsys: Captured, monkeypatch: pytest.Mon
     monkeypatch.setattr("constrained_cnn.recipes.run", stopped)
     assert train("--quiet") == 130
     assert capsys.readouterr().err == "stopped\n"
+    os.makedirs("runs/begun")
+    assert train("--quiet", "--out", "runs/begun") == 130
+    assert "same command with --resume --out runs/begun\nstopped\n" in capsys.readouterr().err
 
 
 def net_of_random_weights() -> nn.Module:

@@ -192,6 +192,17 @@ def test_a_configuration_from_a_file_is_the_same_one(tmp_path: Path) -> None:
     make_trainer(again).fit(make_net(), make_set(), folder=tmp_path, resume=True)
 
 
+def test_of_a_finished_run_it_is_said_that_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(CONFIG, device="cpu")
+    trainer.fit(make_net(), make_set(), folder=tmp_path)
+    assert "finished after 3 epochs" in capsys.readouterr().err
+    trainer.fit(make_net(), make_set(), folder=tmp_path, resume=True)
+    said = "nothing to train: the run was finished already, after 3 epochs\n"
+    assert capsys.readouterr().err == said
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     make_trainer().fit(make_net(), make_set(), folder=tmp_path)
     with pytest.raises(CheckpointError, match=r"another model: 0\.weight is .* and float32 \(5, "):

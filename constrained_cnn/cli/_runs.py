@@ -197,7 +197,8 @@ def _train_recipe(options: argparse.Namespace, console: "Console") -> int:
             before = world.from_first(lambda: _finished_before(options, folder))
             if world.is_first:
                 _announce(console, options, recipe, folder, before)
-            records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
+            with _said_if_broken_off(folder):
+                records = [recipes.run(recipe, options.seed, out=folder, **keywords)]
         else:
             folder = world.from_first(
                 lambda: recipes.seeds_folder(
@@ -207,14 +208,30 @@ def _train_recipe(options: argparse.Namespace, console: "Console") -> int:
             before = world.from_first(lambda: _finished_before(options, folder))
             if world.is_first:
                 _announce(console, options, recipe, folder, before)
-            records = recipes.run_seeds(
-                recipe, options.seeds, out=folder, workers=options.workers, **keywords
-            )
+            with _said_if_broken_off(folder):
+                records = recipes.run_seeds(
+                    recipe, options.seeds, out=folder, workers=options.workers, **keywords
+                )
         if world.is_first:
             _say_done_before(console, options, folder, before)
             _report(console, options, records, folder)
     whole = len(records) == (len(options.seeds) if several else 1)
     return EXIT_DONE if whole and _stopped(records) is None else EXIT_INTERRUPTED
+
+
+@contextmanager
+def _said_if_broken_off(folder: "Path") -> Iterator[None]:
+    """Say at a second Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.exists():
+            print(
+                "Stopped at once; what the last checkpoint holds is kept. To go on, give the same "
+                f"command with --resume --out {folder}",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _warn_of_threads(threads: int | None) -> None:
@@ -404,7 +421,7 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
     kind = _kind(records)
     first = records[0]
     table = Table(title=f"{first.model} on {first.data['name']}, {first.parameters:,} parameters")
-    for heading in ("seed", "epochs", f"{kind} accuracy", "wrong", "loss", "training time"):
+    for heading in ("seed", "epochs", f"{kind} accuracy", "wrong", "loss", "time of epochs"):
         table.add_column(heading, justify="right")
     for record in records:
         result = record.result

@@ -114,6 +114,18 @@ class Told(Progress):
         self._tell(row)
 
 
+class FinishedAlready(Progress):
+    """Says of a run that was finished before that nothing is trained."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def __enter__(self) -> Self:
+        epochs = counted(self._epochs, "epoch")
+        standard_error().print(f"nothing to train: the run was finished already, after {epochs}")
+        return self
+
+
 class View(Protocol):
     """Where progress is shown."""
 

@@ -46,7 +46,7 @@ from constrained_cnn.training._many import (
     shared_out,
 )
 from constrained_cnn.training._plan import Plan, check_has_shapes
-from constrained_cnn.training._progress import EpochProgress, Progress, Told
+from constrained_cnn.training._progress import EpochProgress, FinishedAlready, Progress, Told
 from constrained_cnn.training._run import Run
 from constrained_cnn.training._side_by_side import fit_side_by_side
 from constrained_cnn.training._source import Data, Source
@@ -392,11 +392,14 @@ class Trainer:
         """Return what shows how far a run is, of which ``rows`` are done already."""
         if callable(self.progress):
             return Told(self.progress)
+        shows = self.progress and plan.world.is_first
+        if shows and len(rows) == self.config.epochs:
+            return FinishedAlready(len(rows))
         return EpochProgress(
             epochs=self.config.epochs,
             steps=plan.train.steps,
             judged_on=None if plan.validation is None else plan.judged_on,
-            enabled=self.progress and plan.world.is_first,
+            enabled=shows,
             rows=rows,
         )
 
