@@ -193,6 +193,9 @@ class Naive:
         self.recorder = RecordedGraph()
         self.replay: Callable[[], None] | None = None
 
+    def close(self) -> None:
+        self.recorder.close()
+
     def step(self, inputs: Tensor, targets: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         if index < self.eager_steps:
             return EagerExecutor(self.parts).step(inputs, targets, index)

@@ -772,7 +772,7 @@ def test_seeds_are_padded_in_a_terminal_alone(
 ) -> None:
     file = io.StringIO()
     for stream in (terminal, file):
-        monkeypatch.setattr(_progress.sys, "stderr", stream)
+        monkeypatch.setattr(_progress, "sys", types.SimpleNamespace(stderr=stream))
         shown = SeedsProgress(2, 1, enabled=True)
         shown.end_epoch(3, make_row(1))
         shown.end_seed(3, "diverged: " + 80 * "x" if stream is file else "[done]")

@@ -72,7 +72,7 @@ class Odd(Optimizer):
     def __init__(self, parameters: Any, lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for part in group["params"]:
                 state = self.state[part]
@@ -178,7 +178,7 @@ class Adapter(nn.Module):
         torch.manual_seed(1)
         self.base = nn.Linear(6, 6).requires_grad_(False)
         self.own = nn.Linear(6, 6)
-        self.register_state_dict_post_hook(self._leave_out)
+        self.register_state_dict_post_hook(self._leave_out)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -452,7 +452,7 @@ def test_a_model_that_no_checkpoint_can_hold_is_refused_at_the_start(
 class Careless(Odd):
     """Keeps an object of a class of its own, from its first step on."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         super().step()
         self.state[self.param_groups[0]["params"][0]]["where"] = Path("here")
 

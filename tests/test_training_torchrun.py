@@ -120,7 +120,7 @@ def test_many_processes_give_the_weights_of_one(pool: Pool, name: str) -> None:
 
 def test_buffers_are_those_of_all_beside_synchronised_norms_too(pool: Pool) -> None:
     # What it counts, the rows of one process, is another number in each.
-    words = {"parts": ("norm", "counter"), "config": {"sync_batch_norm": True}}
+    words: dict[str, Any] = {"parts": ("norm", "counter"), "config": {"sync_batch_norm": True}}
     together = same_in_all(pool.run(run.fit, **words))
     assert "2.rows" in together.weights
 
