@@ -1,9 +1,8 @@
 """A recipe for many seeds: one after another, or several at a time."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from constrained_cnn.training import (
     in_processes,
     share_cores,
 )
+from constrained_cnn.training._progress import standard_error
 
 
 def run_seeds(
@@ -116,16 +116,17 @@ def _run_all(
     workers, threads = share_cores(max(1, len(left)), workers, options.get("threads"))
     shows = bool(options.get("progress", True))
     if workers == 1:
+        console = standard_error()
         single = {**options, "progress": False} if quiet else options
         with InterruptGuard() as guard:  # a signal may come between two seeds
             for seed in left:
                 if guard.requested:
                     break
                 if shows and not quiet:
-                    _print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}")
+                    console.print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}")
                 records[seed] = _run_one(recipe, seed, base, resume, single)
                 if shows and quiet:
-                    _print(f"seed {seed}: {_say(records[seed])}")
+                    console.print(f"seed {seed}: {_say(records[seed])}")
                 if records[seed].status == "interrupted":
                     break
     elif left:
@@ -140,11 +141,6 @@ def _run_all(
                 records[seed] = record
                 shown.end_seed(seed, _say(record))
     return records
-
-
-def _print(line: str) -> None:
-    with suppress(OSError, ValueError):  # nobody reads it
-        print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

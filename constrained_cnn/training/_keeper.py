@@ -2,15 +2,21 @@
 
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from constrained_cnn.errors import CheckpointError, InvalidInputError, OutputError, reason_of
+from constrained_cnn.errors import CheckpointError, InvalidInputError, reason_of
 from constrained_cnn.training._checkpoint import load_checkpoint, say_tensor, unkeepable
 from constrained_cnn.training._evaluation import EXPLAINED
 from constrained_cnn.training._folder import CHECKPOINT, HISTORY_FILES
-from constrained_cnn.training._saved import check_fits_run, restore, state_of, state_of_rank
+from constrained_cnn.training._saved import (
+    check_fits_run,
+    restore,
+    state_of,
+    state_of_loss,
+    state_of_rank,
+)
 from constrained_cnn.training._timings import SAVING, Timings
 
 if TYPE_CHECKING:
@@ -44,21 +50,15 @@ class Keeper:
         if not self._run.plan.keeps:
             return
         reason = _no_way_back(self._run.plan.model)
-        if reason is None:
-            self._shape = _shape_of(self._run)
-            try:
-                self.save()
-                self._go_on()
-            except OutputError:
-                raise
-            except (CheckpointError, *EXPLAINED) as error:
-                reason = self._unkeepable() or reason_of(error)
-                self.forget()
         if reason is not None:
-            raise InvalidInputError(
-                f"this run could not be resumed, so it is not begun: {reason}. Without a folder it "
-                "trains, and keeps nothing"
-            )
+            raise _not_begun(reason)
+        self._shape = _shape_of(self._run)
+        try:
+            self.save()
+            self._go_on()
+        except (CheckpointError, *EXPLAINED) as error:
+            self.forget()
+            raise _not_begun(self._unkeepable() or reason_of(error)) from error
 
     def wait(self) -> None:
         """Let the time begin after which a checkpoint is due within an epoch."""
@@ -119,35 +119,38 @@ class Keeper:
             changed = sorted(set(now.items()) ^ set(self._shape.items()))
             reason = f"{changed[0][0]} came, went or changed its shape while it trained"
         try:
-            self._read_back()
+            assert self._folder is not None
+            path = self._folder.path / CHECKPOINT
+            check_fits_run(run, load_checkpoint(path), str(path))
         except CheckpointError as error:
             reason = self._unkeepable() or str(error)
         if reason is not None:
             warnings.warn(f"this run cannot be resumed: {reason}", stacklevel=2)
 
-    def _read_back(self) -> dict[str, Any]:
-        """Return what was just written; raise CheckpointError unless the run could go on."""
-        assert self._folder is not None
-        path = self._folder.path / CHECKPOINT
-        state = load_checkpoint(path)
-        check_fits_run(self._run, state, str(path))
-        return state
-
     def _go_on(self) -> None:
         """Do with the first checkpoint what a resumed run does; nothing changes by it."""
         if self._folder is not None:
-            restore(self._run, self._read_back(), str(self._folder.path / CHECKPOINT))
+            path = self._folder.path / CHECKPOINT
+            restore(self._run, load_checkpoint(path), str(path))
             self._run.timings = Timings()  # those up to now are of this part of the run
 
     def _unkeepable(self) -> str | None:
         """Return which part of the run can be in no checkpoint; None if all can."""
         run = self._run
-        optimizer = run.optimizer.state_dict()
-        states: dict[str, Any] = {"model": run.plan.model.state_dict(), "optimizer": optimizer}
-        if isinstance(run.plan.loss, nn.Module):
-            states["loss"] = run.plan.loss.state_dict()
+        states = {
+            "model": run.plan.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "loss": state_of_loss(run.plan.loss),
+        }
         found = (unkeepable(f"the state of the {name}", state) for name, state in states.items())
         return next((one for one in found if one), None)
+
+
+def _not_begun(reason: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"this run could not be resumed, so it is not begun: {reason}. Without a folder it trains, "
+        "and keeps nothing"
+    )
 
 
 def _shape_of(run: "Run") -> dict[str, str]:

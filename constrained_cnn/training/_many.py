@@ -173,9 +173,6 @@ def fit_many(one: FitOne, seeds: Sequence[int], workers: int, threads: int) -> l
                     break
                 found[seed] = one.fit(seed, functools.partial(shown.end_epoch, seed))
                 shown.end_seed(seed, say_fitted(found[seed]))
-                history = found[seed].history
-                if history is not None and history.status == "interrupted":
-                    break
     else:
         replies = in_processes(
             one, seeds, workers=workers, threads=threads, on_message=shown.end_epoch

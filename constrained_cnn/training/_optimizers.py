@@ -1,37 +1,15 @@
 """Optimizers made ready: for one kernel that moves all weights, and for a CUDA graph."""
 
 import torch
-from torch import Tensor, nn
-from torch.optim import (
-    ASGD,
-    SGD,
-    Adadelta,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    NAdam,
-    Optimizer,
-    RAdam,
-    RMSprop,
-    Rprop,
-)
+from torch import Tensor, nn, optim
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 # Those whose fused step torch has on a GPU, by the name of its operator.
 FUSED_KERNELS = ((SGD, "sgd"), (Adam, "adam"), (AdamW, "adamw"), (Adagrad, "adagrad"))
 # Those that keep numbers for a weight, and tensors of its shape.
 ELEMENTWISE = (
-    ASGD,
-    SGD,
-    Adadelta,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    NAdam,
-    RAdam,
-    RMSprop,
-    Rprop,
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
+    *(optim.Adadelta, optim.Adagrad, optim.RMSprop, optim.Rprop, optim.ASGD),
 )
 # What they keep that is one number for a weight.
 SCALARS = ("step", "mu_product", "eta", "mu")

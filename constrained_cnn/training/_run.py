@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -343,10 +343,7 @@ class Run:
             generator.set_state(state)
         self.loader_random = [generator.get_state() for generator in generators]
         several = self.plan.world.size > 1
-
-        def stopped() -> bool:
-            return guard.requested and not several  # as several would have to agree on it
-
+        stopped = self._stopped_by(guard)
         try:
             with reading(stopped):
                 batches = source.training_batches(seed=config.seed, epoch=epoch, start=tally.steps)
@@ -401,9 +398,12 @@ class Run:
             self.plan.loss,
             self.plan.validation,
             world=world,
-            # Several processes would have to agree on it after every batch.
-            stop=lambda: guard.requested and world.size == 1,
+            stop=self._stopped_by(guard),
         )
+
+    def _stopped_by(self, guard: Asking) -> Callable[[], bool]:
+        """Return what says whether to stop between two batches, which several do not agree on."""
+        return lambda: guard.requested and self.plan.world.size == 1
 
     def _agreed(self, *flags: bool) -> tuple[bool, ...]:
         """Return which of the flags are set in any process."""
@@ -431,10 +431,8 @@ class Run:
             # Whole batches in every process, so that all come to the same statistics.
             whole = self.plan.train.whole()
             batches = whole.training_batches(seed=config.seed, epoch=config.epochs)
+            batches = until_stopped(batches, self._stopped_by(guard))
             with self.plan.norms.paused() if self.plan.norms else nullcontext():
-                batches = until_stopped(
-                    batches, lambda: guard.requested and self.plan.world.size == 1
-                )
                 measure_batch_norm(model, itertools.islice(batches, config.precise_bn))
 
     def check_finite(self, epoch: int) -> None:

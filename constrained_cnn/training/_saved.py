@@ -128,9 +128,13 @@ def state_of_rank(run: "Run") -> dict[str, Any]:
     }
 
 
-def _buffers_of(run: "Run") -> list[Tensor]:
+def _own_buffers(run: "Run") -> list[Tensor]:
     loss = run.plan.loss
-    own = [*run.plan.model.buffers(), *(loss.buffers() if isinstance(loss, nn.Module) else ())]
+    return [*run.plan.model.buffers(), *(loss.buffers() if isinstance(loss, nn.Module) else ())]
+
+
+def _buffers_of(run: "Run") -> list[Tensor]:
+    own = _own_buffers(run)
     return own if run.average is None else [*own, *run.average.module.buffers()]
 
 
@@ -159,14 +163,15 @@ def state_of(
         "seconds": seconds,
         "timings": timings.to_dict(),
         "model": run.plan.model.state_dict(),
-        "loss": _state_of_loss(run.plan.loss),
+        "loss": state_of_loss(run.plan.loss),
         "optimizer": {**optimizer, "param_groups": groups},
         "average": None if run.average is None else run.average.state_dict(),
         "rows": History(tuple(run.rows)).to_dicts(),
     }
 
 
-def _state_of_loss(loss: object) -> dict[str, Any]:
+def state_of_loss(loss: object) -> dict[str, Any]:
+    """Return the state of a loss that is a module; that of another cannot be known."""
     return loss.state_dict() if isinstance(loss, nn.Module) else {}
 
 
@@ -262,7 +267,7 @@ def check_fits_run(
     if plan.validation is not None and state["validation"]:  # one may come or go
         judged = plan.validation.describe()
         check_same(path, f"{plan.judged_on} data", state["validation"], judged)
-    check_same_model(path, state["loss"], _state_of_loss(plan.loss), (), what="loss")
+    check_same_model(path, state["loss"], state_of_loss(plan.loss), (), what="loss")
     frozen, here = state["frozen"], frozen_now(run)
     if here not in (frozen.get("at_start"), frozen.get("now")):
         check_same(path, "frozen weights", dict(frozen.get("at_start") or {}), here)
@@ -284,10 +289,7 @@ def check_fits_run(
         averages = {f"module.{name}" for name, _ in plan.model.named_parameters()}
         check_same_model(path, state["average"], run.average.state_dict(), averages)
     own = _rank_of(path, state, plan.world.rank)
-    averaged_buffers = [] if run.average is None else list(run.average.module.buffers())
-    buffers = _buffers_of(run)
-    own_buffers = len(buffers) - len(averaged_buffers)
-    _check_buffers(path, own.get("buffers"), buffers, own=own_buffers)
+    _check_buffers(path, own.get("buffers"), _buffers_of(run), own=len(_own_buffers(run)))
     _check_position(path, state, own["tally"], plan.train.steps, finished=finished)
     return rows, timings, own
 

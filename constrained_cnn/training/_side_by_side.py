@@ -152,16 +152,8 @@ def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
     now = latest.epoch, latest.step
     # The branch of a run that has ended stays a part of the step, and gets another one's batch.
     asked = [one if (one.epoch, one.step) == now else latest for one in asked]
-    for part in ("inputs", "targets"):
-        shapes = sorted({tuple(getattr(one, part).shape) for one in asked})
-        if len(shapes) > 1:
-            raise InvalidInputError(
-                f"train: step {latest.step} of epoch {latest.epoch} has {part} of the shapes "
-                f"{shapes} for different seeds, and seeds side by side need equal ones; give "
-                "workers=1, which trains them one after another"
-            )
-    inputs = torch.stack([one.inputs for one in asked])
-    targets = torch.stack([one.targets for one in asked])
+    inputs = _stacked([one.inputs for one in asked], "inputs", latest)
+    targets = _stacked([one.targets for one in asked], "targets", latest)
     try:
         with explained("train", latest.step, inputs, targets):
             losses, counts = executor.step(inputs, targets, latest.number)
@@ -177,6 +169,20 @@ def _take(executor: Executor, asked: Sequence[Asked]) -> Sequence[Given]:
         ) from error
     hits = [None] * len(asked) if counts is None else counts.unbind()
     return list(zip(losses.unbind(), hits, strict=True))
+
+
+def _stacked(parts: Sequence[Tensor], what: str, step: Asked) -> Tensor:
+    try:
+        return torch.stack(list(parts))
+    except RuntimeError as error:
+        shapes = sorted({tuple(part.shape) for part in parts})
+        if len(shapes) == 1:
+            raise
+        raise InvalidInputError(
+            f"train: step {step.step} of epoch {step.epoch} has {what} of the shapes {shapes} for "
+            "different seeds, and seeds side by side need equal ones; give workers=1, which trains "
+            "them one after another"
+        ) from error
 
 
 def _join(runs: Sequence[Run]) -> Executor:
