@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from constrained_cnn import RunRecord, TrainConfig, data, models, recipes
-from constrained_cnn.cli import _runs, main
+from constrained_cnn.cli import _told, main
 from constrained_cnn.models import _registry
 from constrained_cnn.recipes import Recipe, _recipe, _run
 from constrained_cnn.training import _threads
@@ -243,7 +243,7 @@ def test_rules_are_told_once_for_seeds_alike(capsys: Captured) -> None:
     shipped = models.get_weights("mnist_12k", "mnist").record
     records = [dataclasses.replace(shipped, seed=seed, report=one) for seed, one in reports.items()]
     console = Console(highlight=False)
-    _runs._print_rules(console, records)
+    _told._print_rules(console, records)
     assert capsys.readouterr().out.splitlines() == [
         "Rules, 1 kept, seeds 0, 2",
         "  fail: first: 99 % required, 98 % (seed 0), 97 % (seed 2)",
@@ -253,9 +253,9 @@ def test_rules_are_told_once_for_seeds_alike(capsys: Captured) -> None:
         "Rules, 2 kept, seed 4",
         "  fail: second: 99 % required, 12",
     ]
-    _runs._print_rules(console, [records[0]])
+    _told._print_rules(console, [records[0]])
     assert capsys.readouterr().out.splitlines()[0] == "Rules, 1 kept"
-    _runs._print_rules(console, [records[1], dataclasses.replace(records[1], seed=9)])
+    _told._print_rules(console, [records[1], dataclasses.replace(records[1], seed=9)])
     assert capsys.readouterr().out.splitlines() == [
         "Rules, 2 kept, each of 2 seeds",
         "  fail: first: 99 % required, 98 %",
