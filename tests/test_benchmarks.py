@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import itertools
 import json
@@ -30,6 +31,7 @@ from benchmarks.trainers._task import Clock, Task
 from benchmarks.trainers._ways import WAYS, Way, lineup
 from benchmarks.trainers._worker import Job, in_a_process, train_once
 from constrained_cnn import data, models
+from constrained_cnn.blocks import MaxPool2d
 from constrained_cnn.data import Augmentation, ImageSet
 from constrained_cnn.errors import DataError
 from constrained_cnn.record import RunRecord
@@ -417,10 +419,29 @@ def test_the_reported_runs_followed_the_protocol() -> None:
             assert record.result["test_accuracy"] == pytest.approx(100 - errors / 100)
 
 
-def test_a_gradient_in_torchs_own_layout_is_exact_to_rounding() -> None:
-    torch.manual_seed(0)
-    model = models.create_model("mnist_12k")
-    assert layout_error.relative_error(model, torch.contiguous_format, seed=0) < 1e-3
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", models.list_models())
+def test_a_gradient_in_torchs_own_layout_is_exact_to_rounding(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    net, layout = models.create_model(name), torch.contiguous_format
+    assert layout_error.relative_error(net, layout, seed=seed, held=True) < 1e-4
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_what_is_held_decides_as_the_first_did(size: int) -> None:
+    plain = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), MaxPool2d(2), nn.Conv2d(3, 2, 1)).double()
+    decided: dict[str, Tensor] = {}
+    first, second = (layout_error.hold(copy.deepcopy(plain), decided) for _ in range(2))
+    inputs = torch.randn(2, 2, size, size, dtype=torch.float64)
+    torch.testing.assert_close(first(inputs), plain(inputs))
+    assert decided.keys() == {"1", "2"}
+    # Whatever it is given, the second is now one linear map, which a ReLU of its own would not be.
+    zero = second(torch.zeros_like(inputs))
+    torch.testing.assert_close(second(-inputs) - zero, zero - second(inputs))
+    values = inputs.contiguous(memory_format=torch.channels_last)
+    for part in second.children():
+        values = part(values)
+        assert values.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_tools_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
