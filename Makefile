@@ -22,7 +22,7 @@ help: ## Show this list.
 mnist: $(CORE) ## Train the reference network on MNIST; keep record, weights, pictures.
 	$(BIN)/constrained-cnn train mnist-12k $(ARGS)
 
-test: $(DEV) ## Run the tests, without the slow ones and those for a GPU.
+test: $(DEV) ## Run the tests, in a random order, without the slow ones and those for a GPU.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests.

@@ -86,15 +86,24 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", resolve_name, priority=400)
 
 
-# Examples that write a file write it where nobody has to clear it away.
+# Examples that write a file write it where nobody has to clear it away, and every page starts from
+# the same: what the one before has registered or set is put back.
+sys.path.insert(0, str(HERE.parent / "tests"))
 doctest_global_setup = """
+import contextlib
 import os
+import random
 import tempfile
 
-_place = tempfile.TemporaryDirectory()
-os.chdir(_place.name)
+import numpy
+import torch
+from left_behind import nothing_left_behind
+
+_page = contextlib.ExitStack()
+_page.enter_context(nothing_left_behind())
+_page.enter_context(contextlib.chdir(_page.enter_context(tempfile.TemporaryDirectory())))
+random.seed(0)
+numpy.random.seed(0)
+torch.manual_seed(0)
 """
-doctest_global_cleanup = """
-os.chdir(os.path.dirname(_place.name))
-_place.cleanup()
-"""
+doctest_global_cleanup = "_page.close()"

@@ -1,4 +1,7 @@
-"""What every test stands on: fixed seeds, one thread, no network."""
+"""What every test and example stands on: fixed seeds, one thread, no network, nothing left behind.
+
+It lies here, and not in ``tests``, for the examples in the docstrings of the package.
+"""
 
 import ipaddress
 import os
@@ -12,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from left_behind import nothing_left_behind
 
 # More threads than one change the order of sums, and fight with one another on small networks.
 torch.set_num_threads(1)
@@ -21,7 +25,12 @@ hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = Path(__file__).resolve().parents[1] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-randomly draw the order alone: the seeds of the tests are those set here."""
+    config.option.randomly_reset_seed = False
 
 
 class NetworkUsedError(Exception):
@@ -72,7 +81,14 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _same_seeds() -> None:
+def _nothing_left_behind() -> Iterator[None]:
+    """Put registries back, and fail a test that leaves a setting of the process changed."""
+    with nothing_left_behind():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds(_nothing_left_behind: None) -> None:
     """Start every test from the same random state, whatever ran before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - other libraries draw from numpy's global generator
@@ -89,3 +105,10 @@ def mnist_root() -> Path:
             f"no MNIST/raw in {str(root)!r}: set CONSTRAINED_CNN_DATA to the folder that holds it"
         )
     return root
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say the seed of the order at the end too, where a failure is read."""
+    seed = terminalreporter.config.getoption("randomly_seed", None)
+    if isinstance(seed, int):
+        terminalreporter.write_line(f"the order of tests: --randomly-seed={seed}")
