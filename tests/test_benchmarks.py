@@ -145,7 +145,7 @@ def test_a_way_is_timed_and_learns(way: str, kind: str, capsys: pytest.CaptureFi
     result = train_once(job(way, kind))
     assert len(result["seconds"]) == 2  # the first epoch is not timed
     assert result["steps"] == 60
-    assert 60 * min(result["seconds"]) < result["total"]
+    assert 40 * min(result["seconds"]) < result["total"]  # of two epochs of 20 steps each
     assert result["loss"][1] < 0.5 * result["loss"][0]
     assert capsys.readouterr() == ("", "")  # what it showed went to a terminal nobody sees
 

@@ -303,10 +303,10 @@ def test_a_reader_that_is_gone_ends_no_training(
     seen = in_a_process("--out", "seen", stdout=subprocess.PIPE, stderr=write)
     unseen = in_a_process("--out", "unseen", stdout=write, stderr=write)
     os.close(write)
-    out, _ = seen.communicate(timeout=120)
+    out, _ = seen.communicate()
     assert seen.returncode == 0
     assert b"test accuracy" in out
-    assert unseen.wait(timeout=120) == 2  # its results could not be printed
+    assert unseen.wait() == 2  # its results could not be printed
     for name in ("seen", "unseen"):
         assert RunRecord.load(name).status == "finished"
 

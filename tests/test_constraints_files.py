@@ -39,7 +39,9 @@ from constrained_cnn.constraints import (
 from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, OutputError
 
 # The folder of a test is the same for all examples; each writes its file anew.
-same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_folder = settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 def told_apart(several: list[Rule]) -> bool:

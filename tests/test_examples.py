@@ -63,7 +63,7 @@ def test_runs_by_its_own_name(
 
 def test_its_help_is_its_own() -> None:
     done = subprocess.run(
-        [sys.executable, EXAMPLE, "--help"], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, EXAMPLE, "--help"], capture_output=True, text=True, check=True
     )
     assert "python examples/mnist_12k.py [--seed 0 | --seeds 0-2]" in done.stdout
     assert "usage" not in done.stdout  # that of the command, which takes the name of a recipe

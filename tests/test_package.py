@@ -23,7 +23,6 @@ def _loaded_after(code: str, tmp_path: Path) -> set[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())

@@ -84,7 +84,6 @@ def run(folder: Path, *words: str, **environment: str) -> Session:
         capture_output=True,
         encoding="utf-8",
         check=False,
-        timeout=120,
     )
     said = {}
     if done.returncode in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

@@ -166,7 +166,6 @@ def test_random_networks_that_crop(network: nn.Module) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @settings(max_examples=3000)
 @given(network=networks(depth=3))
 def test_many_random_networks(network: nn.Module) -> None:

@@ -71,9 +71,7 @@ AFTER = [("mallopt", -1, 2**26), ("malloc_trim", 0, 0)]
 
 @pytest.mark.skipif(_allocator._glibc() is None, reason="not glibc, or told what to keep")
 def test_faults_vanish_within_and_come_back_after() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     before, within, after = map(int, run.stdout.split())
     assert before > 10 * within, run.stdout
     assert after > 10 * max(within, 100), run.stdout  # how many depends on the version of torch

@@ -235,10 +235,10 @@ def test_processes_that_are_asked_for_different_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_has_done_its_seeds_waits_for_the_others(two: Pool) -> None:
-    message = two.run(run.meet_late, device="")[0]
+def test_one_that_has_done_its_seeds_waits_for_the_others(two: Pool, tmp_path: Path) -> None:
+    message = two.run(run.meet_late, device="", given_up=tmp_path / "given-up")[0]
     assert message.startswith("rank 0 of 2 lost the other processes")
-    assert two.run(run.share_seeds_late, device="") == [3, 3]
+    assert two.run(run.share_seeds_late, device="", done=tmp_path / "done") == [3, 3]
 
 
 def test_seeds_that_are_fitted_are_shared_out_too(two: Pool) -> None:
@@ -287,10 +287,10 @@ def start(*words: str) -> "subprocess.Popen[str]":
 
 def finish(process: "subprocess.Popen[str]", *, status: int = 0) -> tuple[str, str]:
     try:
-        out, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
+        out, err = process.communicate()
+    except BaseException:  # such as that of the guard against hanging
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate()
         raise
     assert process.returncode == status, err
     return out, err
@@ -400,10 +400,8 @@ def children(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + 120
     while not happened():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
         time.sleep(0.02)
 
 
@@ -435,7 +433,7 @@ def test_the_command_as_it_is(tmp_path: Path) -> None:
     process = two_here(*digits(stopped, "--resume-if-begun"))
     wait_for((stopped / "checkpoint.pt").exists, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate()
     assert process.returncode != 0
     assert RunRecord.load(stopped).status == "interrupted"
     finish(two_here(*digits(stopped, "--resume-if-begun")))

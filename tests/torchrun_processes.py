@@ -20,6 +20,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from small_recipe import RECIPE, register
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -252,32 +253,54 @@ def drop(world: World) -> tuple[list[bool], list[bool]]:
 
 # Pool checks: seeds that are shared out.
 
-SHORT, LONG = 4.0, 5.0  # seconds; a join takes a while on a busy machine
+SHORT, LONG = timedelta(seconds=1), timedelta(minutes=4)
 
 
-def meet_late() -> str:
-    """Let the first process wait for the others for longer than it is ready to."""
-    with World.joined("cpu", timeout=timedelta(seconds=SHORT)) as world:
+def soon_out_of_patience() -> Any:
+    """Let an exchange wait a second, unless it is to wait for days. To meet may take minutes."""
+    make_group = World._make_group
+
+    def make_then_hurry(self: World, timeout: timedelta, patience: timedelta) -> None:
+        make_group(self, LONG, max(LONG, patience))
+        if patience == timeout:
+            group: Any = dist.group.WORLD
+            group._get_backend(self.device)._set_default_timeout(SHORT)
+
+    return mock.patch.object(World, "_make_group", make_then_hurry)
+
+
+def wait_until_there(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.02)
+
+
+def meet_late(given_up: Path) -> str:
+    """Let the first process wait for the others until it gives up."""
+    with soon_out_of_patience(), World.joined("cpu") as world:
         if world.rank:
-            time.sleep(LONG)
+            wait_until_there(given_up)
         try:
             world.total([1.0])
         except ConstrainedCNNError as error:
             return str(error)
+        finally:
+            given_up.touch()
     return ""
 
 
-def share_seeds_late() -> int:
+def share_seeds_late(done: Path) -> int:
     """Share seeds of which those of the first process are done long before the others."""
-    joined = functools.partial(World.joined, timeout=timedelta(seconds=SHORT))
 
     def run_all(recipe: Recipe, seeds: Sequence[int], *_: Any, quiet: bool) -> dict[int, Any]:
-        if 0 not in seeds:
-            time.sleep(LONG)
+        if 0 in seeds:
+            done.touch()
+        else:
+            wait_until_there(done)
+            time.sleep(3 * SHORT.total_seconds())
         return {seed: f"record of {seed}" for seed in seeds}
 
     with (
-        mock.patch.object(World, "joined", joined),
+        soon_out_of_patience(),
         mock.patch("constrained_cnn.recipes._seeds._run_all", run_all),
     ):
         return len(recipes.run_seeds(RECIPE, range(3), device="cpu", out="nowhere"))

@@ -26,7 +26,7 @@ from constrained_cnn.training._gradients import GradientExchange
 from constrained_cnn.training._synchronised_norm import synchronised_norms
 from constrained_cnn.training._world import World
 
-PATIENCE = 60.0  # seconds until a check counts as hanging
+PATIENCE = 600.0  # seconds until a check counts as hanging
 Store: Any = dist.TCPStore  # type: ignore[attr-defined]
 
 
