@@ -51,13 +51,21 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def weights_after(way: str, model: str, images: ImageSet) -> Tensor:
-    """Return all weights of a network without dropout after three steps on the whole set."""
+    """Return all weights of a network after three steps on the whole set.
+
+    It has no dropout, and nothing that rounding may tip over, as a ReLU or a maximum: ways that
+    round differently would move apart in a step.
+    """
     config = TrainConfig(epochs=3, batch_size=len(images), learning_rate=0.02)
     torch.manual_seed(1)
     network = models.create_model(model)
-    for part in network.modules():
+    for name, part in list(network.named_modules()):
         if isinstance(part, nn.Dropout | nn.Dropout2d):
             part.p = 0.0
+        elif isinstance(part, nn.ReLU):
+            network.set_submodule(name, nn.Softplus())
+        elif isinstance(part, nn.MaxPool2d):
+            network.set_submodule(name, nn.AvgPool2d(2))
     clock = Clock(CPU)
     assert WAYS[way].load()(Task("plain", network, images, config, CPU), clock) == 3
     assert len(clock.epochs()) == 3
@@ -74,7 +82,7 @@ def test_every_way_moves_the_weights_alike(model: str) -> None:
     moved = (raw - before).norm()
     assert moved > 0.01
     for way in ("source", "eager"):
-        assert (weights_after(way, model, images) - raw).norm() < 1e-3 * moved, way
+        assert (weights_after(way, model, images) - raw).norm() < 1e-4 * moved, way
 
 
 def test_the_raw_loop_rotates_each_image_about_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
