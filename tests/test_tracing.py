@@ -13,8 +13,9 @@ from constrained_cnn import blocks, models
 from constrained_cnn.errors import InvalidInputError, TracingError
 from constrained_cnn.graph import AxisRead, Work
 from constrained_cnn.receptive_field import measure_receptive_field
-from constrained_cnn.tracing import Call, _rules, elementwise, register_op, trace
-from constrained_cnn.tracing._axes import groups
+from constrained_cnn.tracing import Call, elementwise, register_op, trace
+from constrained_cnn.tracing.operations import _register
+from constrained_cnn.tracing.operations._axes import groups
 
 
 class Renamed(nn.Conv2d):
@@ -277,7 +278,7 @@ def test_our_fast_modules_are_one_operation() -> None:
 @pytest.fixture
 def _table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget afterwards what was registered."""
-    monkeypatch.setattr(_rules, "_REGISTERED", dict(_rules._REGISTERED))
+    monkeypatch.setattr(_register, "_REGISTERED", dict(_register._REGISTERED))
 
 
 class Fft(nn.Module):

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from constrained_cnn.budget._folding import FEEDERS
 from constrained_cnn.budget._memory import pieces_of, timeline_of
-from constrained_cnn.graph import Graph, Layer, Read, bytes_of
+from constrained_cnn.graph import ACTIVATIONS, Graph, Layer, Read, bytes_of
 
 # A width is a row of segments: so many times the channels of a group, one after another.
 Segment = tuple[int, int]
@@ -115,7 +115,7 @@ class _Widths:
             if len(shape) > 1:
                 self.of[value] = (1, ((_FIXED, shape[1]),))
         for position, layer in enumerate(self.graph.layers):
-            if layer.op in FEEDERS:
+            if layer.kind in FEEDERS:
                 self._make(position, layer)
             else:
                 self._pass(position, layer)
@@ -128,7 +128,7 @@ class _Widths:
         value = min(layer.sources)
         given = self.of.get(value)
         shape = self.graph.values[layer.outputs[0]].shape
-        axis = len(shape) - 1 if layer.op == "linear" else 1
+        axis = len(shape) - 1 if layer.kind == "linear" else 1
         into: Width = given[1] if given is not None else ((_FIXED, 1),)
         if given is None or given[0] != axis or len(layer.sources) > 1:
             self.groups.block(into, f"{layer.name} does not read them as channels")
@@ -153,7 +153,7 @@ class _Widths:
 
     def sizes(self, layer: Layer) -> tuple[int, int]:
         """Return how many channels a layer with weights makes, and how many it reads."""
-        axis = -1 if layer.op == "linear" else 1
+        axis = -1 if layer.kind == "linear" else 1
         into = self.graph.values[min(layer.sources)].shape
         return self.graph.values[layer.outputs[0]].shape[axis], into[axis]
 
@@ -181,7 +181,7 @@ class _Widths:
         """Any other layer hands channels on, joins them, or mixes them."""
         for output, reads in zip(layer.outputs, layer.reads, strict=True):
             known = [read for read in reads if read.value in self.of and not read.gate]
-            if layer.op in ("cat", "concat", "concatenate") and self._join(layer, output, reads):
+            if layer.kind == "join" and self._join(layer, output, reads):
                 continue
             for read in known:
                 axis, width = self.of[read.value]
@@ -193,7 +193,7 @@ class _Widths:
                     continue
                 place, times = at
                 scaled = tuple((group, n * times) for group, n in width)
-                if layer.op == "channel_shuffle":
+                if self._shuffles(layer, read):
                     groups = layer.settings.get("groups", 1)
                     self.groups.in_steps_of(scaled, groups if isinstance(groups, int) else 1)
                 if output in self.of:
@@ -210,7 +210,7 @@ class _Widths:
         shape = self.graph.values[layer.outputs[0]].shape
         for number in layer.weights:
             weight = self.graph.weights[number]
-            grows = _has_channels(layer.op, weight.shape, shape, axis)
+            grows = _has_channels(layer.kind, weight.shape, shape, axis)
             if grows is None:
                 self.groups.block(width, f"{layer.name} hides their axis of {weight.name}")
             elif grows:
@@ -228,12 +228,17 @@ class _Widths:
                 if source.by is None and before[axis] == after[place]:
                     return place, 1
                 return None
-        if layer.op == "channel_shuffle":
+        if self._shuffles(layer, read):
             return axis, 1
-        flat = layer.op in ("flatten", "view", "reshape") and axis == 1 and len(after) == 2
+        flat = layer.kind == "reshapes" and axis == 1 and len(after) == 2
         if flat and math.prod(before[1:]) == after[1]:
             return 1, after[1] // before[1]
         return None
+
+    def _shuffles(self, layer: Layer, read: Read) -> bool:
+        """Whether a layer only changes the order of channels."""
+        shape = self.graph.values[read.value].shape
+        return layer.kind == "shuffle" and shape == self.graph.values[layer.outputs[0]].shape
 
     def _join(self, layer: Layer, output: int, reads: Sequence[Read]) -> bool:
         """Widths one after another, if it is along the channels that parts are joined."""
@@ -249,16 +254,16 @@ class _Widths:
         return True
 
 
-def _has_channels(op: str, weight: Shape, shape: Shape, axis: int) -> bool | None:
+def _has_channels(kind: str, weight: Shape, shape: Shape, axis: int) -> bool | None:
     """Return whether a weight has an entry for each channel of an output; None if none can tell."""
     channels, ahead = shape[axis], len(shape) - len(weight)
-    if op in _NORMS:
+    if kind in _NORMS:
         return weight == (channels,)
     if math.prod(weight) == 1:
         return False
-    if op == "prelu":
+    if kind in ACTIVATIONS:
         return weight == (channels,)
-    if op in _NORMS_OF_LAST:
+    if kind in _NORMS_OF_LAST:
         return axis >= ahead
     if channels not in weight:
         return False
@@ -324,14 +329,14 @@ class _Counter:
         into = self._growth(group, self._widths.into[position])
         out = self._growth(group, self._widths.out[position])
         alone = position in self._widths.depthwise
-        if layer.op not in FEEDERS or alone:
+        if layer.kind not in FEEDERS or alone:
             into = Fraction(1)
         parameters = Fraction(0)
         for number in layer.weights:
             weight = self._graph.weights[number]
             if weight.buffer or self._first_to_read[number] != position:
                 continue
-            if layer.op in FEEDERS:
+            if layer.kind in FEEDERS:
                 growth = self._growth_of_kernel(layer, weight.shape, into, out, alone)
             else:
                 growth = out if (position, number) in self._widths.growing else Fraction(1)
@@ -349,7 +354,9 @@ class _Counter:
         groups = layer.settings.get("groups", 1)
         groups = groups if isinstance(groups, int) else 1
         axes = [(makes, out), (reads // groups, into)]
-        if "transpose" in layer.op:  # of a depthwise one the axis of inputs grows with the outputs
+        if (
+            layer.kind == "transposed_conv"
+        ):  # of a depthwise one the axis of inputs grows with the outputs
             axes = [(reads, out)] if alone else [(reads, into), (makes // groups, out)]
         of_axes = [
             growth for size, (whole, growth) in zip(shape, axes, strict=False) if size == whole

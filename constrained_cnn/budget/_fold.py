@@ -15,8 +15,8 @@ from constrained_cnn.errors import TracingError, reason_of
 from constrained_cnn.graph import Graph
 from constrained_cnn.tracing import trace
 from constrained_cnn.tracing._around import undisturbed
-from constrained_cnn.tracing._call import tensors
 from constrained_cnn.tracing._copy import copied, in_double
+from constrained_cnn.tracing.operations import tensors
 
 # What a class must have from torch for its weights to mean what torch says they do.
 _MEANING = ("forward", "_conv_forward", "_call_impl", "__call__", "__getattr__", "weight", "bias")
@@ -152,7 +152,7 @@ def _merging(
     partner = {**pairs, **{feeder: norm for norm, feeder in pairs.items()}}
     partners: dict[nn.Module | None, set[nn.Module | None]] = {}
     for position, layer in enumerate(graph.layers):
-        if layer.op != "pad":  # a convolution pads its input itself where it reflects it
+        if layer.kind != "pad":  # a convolution pads its input itself where it reflects it
             other = at[partner[position]] if position in partner else None
             partners.setdefault(at[position], set()).add(other)
     owners = Counter(id(part) for module in network.modules() for part in _tensors_of(module))

@@ -2,15 +2,14 @@
 
 from collections import Counter
 
-from constrained_cnn.graph import Graph, Layer
+from constrained_cnn.graph import CONVS, Graph, Layer
 
-_LINEAR = ("conv1d", "conv2d", "conv3d", "linear")
-FEEDERS = (*_LINEAR, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+FEEDERS = (*CONVS, "linear")
 
 
 def is_stored_norm(layer: Layer) -> bool:
     """Whether a layer is a batch norm with stored statistics: scale and shift, in evaluation."""
-    return layer.op == "batch_norm" and not layer.settings.get("training", False)
+    return layer.kind == "batch_norm" and not layer.settings.get("training", False)
 
 
 def foldable(graph: Graph) -> dict[int, int]:
@@ -30,10 +29,10 @@ def foldable(graph: Graph) -> dict[int, int]:
             continue
         (value,) = layer.sources
         before = maker.get(value)
-        if before is None or readers[value] != 1 or graph.layers[before].op not in FEEDERS:
+        if before is None or readers[value] != 1 or graph.layers[before].kind not in FEEDERS:
             continue
         # After a linear layer on a sequence the norm runs over positions, not features.
-        if graph.layers[before].op == "linear" and len(graph.values[value].shape) != 2:
+        if graph.layers[before].kind == "linear" and len(graph.values[value].shape) != 2:
             continue
         pairs[position] = before
     return _consistent(graph, pairs)

@@ -202,7 +202,7 @@ def memory_of(graph: Graph, parameters: Parameters) -> Memory:
         timeline=timeline,
         peaks=tuple(peaks),
         saved_for_backward=None if run.problem else sum(layer.saved for layer in run.layers),
-        saved_once=0 if run.problem else run.saved_constant,
+        saved_once=0 if run.problem else run.saved_once,
         problem=run.problem,
     )
 

@@ -43,7 +43,6 @@ from constrained_cnn.constraints._runs import (
     Epochs,
     Normalisation,
 )
-from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._table import register_rule, rule_kinds
 from constrained_cnn.constraints._verdict import Verdict
@@ -61,7 +60,6 @@ __all__ = [
     "Constraints",
     "ConvsBeforePool",
     "Count",
-    "Course",
     "CoversInput",
     "DataSet",
     "Distance",
@@ -83,7 +81,6 @@ __all__ = [
     "Report",
     "Rule",
     "Seeds",
-    "Step",
     "Subject",
     "TestUnseen",
     "Verdict",

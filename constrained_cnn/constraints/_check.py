@@ -130,11 +130,11 @@ def _graph(
 ) -> Graph:
     """Return the graph; where operations are not known, with what is known of the others."""
     try:
-        return as_graph(model, input_shape, inputs=inputs)
+        return as_graph(model, input_shape, inputs=inputs, repeat=True)
     except TracingError as error:
         first = error
     try:
-        return as_graph(model, input_shape, inputs=inputs, strict=False)
+        return as_graph(model, input_shape, inputs=inputs, strict=False, repeat=True)
     except TracingError:
         pass
     raise first

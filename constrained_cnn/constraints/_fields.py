@@ -7,7 +7,6 @@ from typing import ClassVar
 from constrained_cnn.constraints._kinds import KINDS
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
-from constrained_cnn.constraints._steps import Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.receptive_field import (
@@ -43,11 +42,6 @@ def _evidence(fields: Sequence[ReceptiveField]) -> tuple[str, ...]:
         gates = ", gates left out" if any(axis.is_gated for axis in field.axes) else ""
         said.append(f"{which}at {field.layer}{gates}")
     return tuple(said)
-
-
-def _of_the_whole(step: Step) -> bool:
-    """Whether a pool takes the whole map into one cell, and so begins no stage."""
-    return step.op.startswith("adaptive") and set(step.after[1:]) == {1}
 
 
 def _by_axes(numbers: list[int]) -> str:
@@ -168,11 +162,11 @@ class FieldAtPools(Measured):
         """Return the size at each pool, along each axis."""
         subject.check_known()
         word = "max_pool" if self.pools == "max" else "pool"
-        course = subject.evaluation
+        program = subject.evaluation
         live = [
-            step.name
-            for step in course.steps
-            if KINDS[word](step) and course.is_live(step) and not _of_the_whole(step)
+            layer.name
+            for layer in program.layers
+            if KINDS[word](layer) and program.is_live(layer) and layer.begins_stage
         ]
         rows = [row for sheet in subject.sheets for row in sheet.pools if row.name in live]
         missing = set(live).difference(row.name for row in rows)

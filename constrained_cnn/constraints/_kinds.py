@@ -1,65 +1,17 @@
-"""Which kind of layer an operation is: told from what it does, not from what it is called."""
+"""Kinds of layers that rules speak of, told from what an operation does and not from its name."""
 
-import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from constrained_cnn.constraints._steps import Step, is_vector
+from constrained_cnn.constraints._subject import is_vector
 from constrained_cnn.errors import InvalidInputError, closest
-
-_ACTIVATIONS = frozenset(
-    """
-    celu clamp clamp_max clamp_min clip elu gelu glu hardshrink hardsigmoid hardswish hardtanh
-    leaky_relu log_sigmoid logsigmoid mish prelu relu relu6 rrelu selu sigmoid silu softplus
-    softshrink softsign tanh tanhshrink threshold
-    """.split()  # noqa: SIM905
-)
-# Neither linear nor called an activation: a network can make one of these.
-_BENDS = frozenset(
-    """
-    abs absolute acos acosh addcdiv addcmul amax amin asin asinh atan atan2 ceil copysign cos cosh
-    erf erfc exp exp2
-    expm1 floor fmax fmin fmod frac heaviside hypot log log10 log1p log2 logaddexp logaddexp2 logit
-    masked_fill max maximum min minimum nan_to_num pow reciprocal remainder round rsqrt sgn sign sin
-    sinc sinh sqrt square tan trunc where xlogy
-    kthvalue lerp linalg_vector_norm logsumexp lp_pool1d lp_pool2d lp_pool3d median mode normalize
-    prod std topk var
-    """.split()  # noqa: SIM905
-)
-_CLAMPS = ("clamp", "clamp_max", "clamp_min", "clip")
-_NORMS = (
-    *(f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", "rms")),
-    "local_response_norm",
-)
-DROPOUTS: Mapping[str, str] = {
-    "dropout": "elementwise",
-    "dropout1d": "channel",
-    "dropout2d": "channel",
-    "dropout3d": "channel",
-    "feature_dropout": "channel",
-    "alpha_dropout": "alpha",
-    "feature_alpha_dropout": "channel alpha",
-    "scaled_dot_product_attention": "attention",
-    "multi_head_attention_forward": "attention",
-    "lstm": "recurrent",
-    "gru": "recurrent",
-    "rnn_tanh": "recurrent",
-    "rnn_relu": "recurrent",
-}
-# What a tensor goes through unchanged.
-MOVES = frozenset(
-    """
-    _to_copy alias bfloat16 clone contiguous detach double float half lift_fresh_copy requires_grad
-    to type
-    """.split()  # noqa: SIM905
-)
-# What only orders its elements anew.
-RESHAPES = frozenset(
-    """
-    _unsafe_view flatten moveaxis movedim permute reshape reshape_as squeeze swapaxes swapdims t T
-    transpose unflatten unsqueeze view view_as
-    """.split()  # noqa: SIM905
+from constrained_cnn.graph import (
+    ACTIVATIONS,
+    NORMS,
+    POOLS,
+    PRODUCTS,
+    Layer,
+    Setting,
 )
 
 # Words that people use, for the sake of the error.
@@ -80,7 +32,7 @@ _SHORT = {
 
 
 @dataclass(frozen=True)
-class Window:
+class KernelWindow:
     """What a convolution or pool slides, along each axis of the image.
 
     Attributes:
@@ -98,129 +50,104 @@ class Window:
     after: tuple[int, ...] = ()
 
 
-def window_of(step: Step) -> Window | None:
+def window_of(layer: Layer) -> KernelWindow | None:
     """Return the window of a convolution or pool; None for what slides none of a fixed size."""
-    axes = re.fullmatch(r"(?:conv|conv_transpose|max_pool|avg_pool|lp_pool)([123])d", step.op)
-    if step.op == "linear":
-        places = (1,) * (len(step.before) - 1)
-        return Window(places, places, (0,) * len(places), places)
-    if axes is None:
+    if layer.kind == "pointwise":
+        places = (1,) * (len(layer.input_shape) - 1)
+        return KernelWindow(places, places, (0,) * len(places), places)
+    if not layer.windows:
         return None
-    count = int(axes[1])
-    kernel = _spread(step.settings.get("kernel_size"), count)
-    stride = step.settings.get("stride") or (kernel if "pool" in step.op else 1)
-    dilation = _spread(step.settings.get("dilation") or 1, count)
-    padding = step.settings.get("padding") or 0
-    if padding == "same":
-        spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        before = tuple(span // 2 for span in spans)
-        after = tuple(span - span // 2 for span in spans)
-    else:
-        before = after = _spread(0 if padding == "valid" else padding, count)
-    return Window(kernel, _spread(stride, count), before, dilation, after)
+    windows = layer.windows
+    before = tuple(window.padding for window in windows)
+    after = before
+    if layer.settings.get("padding") == "same":  # the odd cell is behind
+        spans = (window.dilation * (window.kernel - 1) for window in windows)
+        after = tuple(span - cells for span, cells in zip(spans, before, strict=True))
+    return KernelWindow(
+        tuple(window.kernel for window in windows),
+        tuple(window.stride for window in windows),
+        before,
+        tuple(window.dilation for window in windows),
+        after,
+    )
 
 
-def _spread(value: object, count: int) -> tuple[int, ...]:
-    given = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return given * count if len(given) == 1 else given
+def is_conv(layer: Layer) -> bool:
+    """Return whether a layer is a convolution; a linear layer at each place of an image is 1x1."""
+    return layer.kind in ("conv", "pointwise")
 
 
-def is_conv(step: Step) -> bool:
-    """Return whether a step is a convolution; a linear layer at each place of an image is 1x1."""
-    if step.op == "linear":
-        return step.weighted and step.at_places
-    return re.fullmatch(r"conv[123]d", step.op) is not None
+def is_any_conv(layer: Layer) -> bool:
+    """Return whether a layer is a convolution, transposed or not."""
+    return is_conv(layer) or layer.kind == "transposed_conv"
 
 
-def is_any_conv(step: Step) -> bool:
-    """Return whether a step is a convolution, transposed or not."""
-    return is_conv(step) or step.op.startswith("conv_transpose")
+def is_weighted_product(layer: Layer) -> bool:
+    """Return whether a layer is a convolution, transposed or not, or a linear layer."""
+    return is_any_conv(layer) or (bool(layer.weights) and layer.kind in PRODUCTS)
 
 
-def is_weighted_product(step: Step) -> bool:
-    """Return whether a step is a convolution, transposed or not, or a linear layer."""
-    return is_any_conv(step) or (step.weighted and step.op in _PRODUCTS)
+def is_fully_connected(layer: Layer) -> bool:
+    """Return whether a layer multiplies one vector for each sample by a weight."""
+    linear = layer.kind in ("linear", "product") and bool(layer.weights)
+    return linear and is_vector(layer.input_shape)
 
 
-_PRODUCTS = ("linear", "matmul", "mm", "bmm", "baddbmm", "einsum")
+def may_be_nonlinear(layer: Layer) -> bool:
+    """Return whether a layer is no activation by name, and could be one all the same."""
+    if layer.kind == "scale":  # x times a mask made of x; a gate is of another shape
+        return len(layer.input_shapes) > 1 and len(set(layer.input_shapes)) == 1
+    return layer.kind in ("nonlinear", "unknown")
 
 
-def is_fully_connected(step: Step) -> bool:
-    """Return whether a step multiplies one vector for each sample by a weight."""
-    return step.weighted and step.op in _PRODUCTS and is_vector(step.before)
-
-
-def may_bend(step: Step) -> bool:
-    """Return whether a step is no activation by name, and could be one all the same."""
-    if step.op in ("mul", "multiply"):  # x times a mask made of x; a gate is of another shape
-        return len(step.shapes) > 1 and len(set(step.shapes)) == 1
-    if step.op in _CLAMPS:  # by a tensor
-        return not {"min", "max"}.intersection(step.settings)
-    return step.op in _BENDS
-
-
-def channels(step: Step) -> tuple[int, int]:
+def channels(layer: Layer) -> tuple[int, int]:
     """Return the channels a convolution is given and those it makes."""
-    axis = -1 if step.op == "linear" else 0
-    return step.before[axis], step.after[axis]
+    axis = -1 if layer.kind == "pointwise" else 0
+    return layer.input_shape[axis], layer.output_shape[axis]
 
 
-def _is_depthwise(step: Step) -> bool:
-    groups = step.settings.get("groups") or 1
-    return is_conv(step) and step.op != "linear" and groups == channels(step)[0] > 1
+def _is_depthwise(layer: Layer) -> bool:
+    return layer.kind == "conv" and _groups(layer) == channels(layer)[0] > 1
 
 
-def _is_dilated(step: Step) -> bool:
-    window = window_of(step) if is_conv(step) else None
+def _groups(layer: Layer) -> Setting:
+    return layer.settings.get("groups") or 1
+
+
+def _is_dilated(layer: Layer) -> bool:
+    window = window_of(layer) if is_conv(layer) else None
     return window is not None and any(
         d > 1 and k > 1 for d, k in zip(window.dilation, window.kernel, strict=True)
     )
 
 
-def _is_strided(step: Step) -> bool:
-    window = window_of(step) if is_conv(step) or _is_pool(step) else None
+def _is_strided(layer: Layer) -> bool:
+    window = window_of(layer) if is_conv(layer) or _is_pool(layer) else None
     return window is not None and any(stride > 1 for stride in window.stride)
 
 
-def _pools(step: Step, *kinds: str) -> bool:
-    """Whether a step pools in one of some ways; a window of one cell that steps by one does not."""
-    found = re.fullmatch(rf"(adaptive_)?({'|'.join(kinds)})_pool[123]d", step.op)
-    if found is None:
+def _pools(layer: Layer, *kinds: str) -> bool:
+    """Whether a layer pools in one of some ways; one cell at a time, step by step, is no pool."""
+    if layer.kind not in kinds:
         return False
-    window = window_of(step)
+    window = window_of(layer)
     if window is None:
-        return step.before != step.after
+        return layer.input_shape != layer.output_shape
     return any(size > 1 for size in (*window.kernel, *window.stride))
 
 
-def _is_pool(step: Step) -> bool:
-    return _pools(step, "max", "avg", "lp")
+def _is_pool(layer: Layer) -> bool:
+    return _pools(layer, *POOLS)
 
 
-def _is_relu(step: Step) -> bool:
-    given = step.settings
-    match step.op:
-        case "relu":
-            return True
-        case "clamp" | "clip" | "clamp_min":
-            return given.get("min") == 0 and given.get("max") in (None, math.inf)
-        case "hardtanh":
-            return given.get("min_val") == 0 and given.get("max_val") == math.inf
-        case "leaky_relu":
-            return given.get("negative_slope") == 0
-        case "threshold":
-            return given.get("threshold") == 0 and given.get("value") == 0
-    return False
-
-
-def dropout_p(step: Step) -> float | None:
-    """Return the probability with which a step drops; None if it is no dropout, or is off."""
-    if step.op not in DROPOUTS:
+def dropout_p(layer: Layer) -> float | None:
+    """Return the probability with which a layer drops; None if it is no dropout, or is off."""
+    if not layer.drops:
         return None
-    settings = step.settings
-    if DROPOUTS[step.op] == "recurrent" and settings.get("num_layers") == 1:
+    settings = layer.settings
+    if layer.drops == "recurrent" and settings.get("num_layers") == 1:
         return None  # it drops between layers
-    if DROPOUTS[step.op] in ("attention", "recurrent"):
+    if layer.kind != "dropout":
         p = settings.get("dropout_p", settings.get("dropout")) or None
     else:
         p = settings.get("p", 0.5)
@@ -228,29 +155,42 @@ def dropout_p(step: Step) -> float | None:
     return float(p) if on and isinstance(p, int | float) else None
 
 
-def is_dropout(step: Step) -> bool:
-    """Return whether a step drops anything."""
-    return bool(dropout_p(step))
+def is_dropout(layer: Layer) -> bool:
+    """Return whether a layer drops anything."""
+    return bool(dropout_p(layer))
 
 
-KINDS: Mapping[str, Callable[[Step], bool]] = {
+def near_miss(layer: Layer, word: str) -> str:
+    """Return why a layer that looks like one of a kind is none; empty if it does not look so."""
+    grouped = layer.kind == "conv" and _groups(layer) != 1
+    if word == "depthwise" and grouped and not _is_depthwise(layer):
+        return (
+            f"{layer.name}: {_groups(layer)} groups of {channels(layer)[0]} channels; depthwise has "
+            "a group for each channel"
+        )
+    if word == "fully_connected" and is_conv(layer) and is_vector(layer.input_shape):
+        return f"{layer.name}: works on one cell, where it is the same arithmetic"
+    return ""
+
+
+KINDS: Mapping[str, Callable[[Layer], bool]] = {
     "conv": is_conv,
     "depthwise": _is_depthwise,
     "dilated": _is_dilated,
     "strided": _is_strided,
-    "transposed_conv": lambda step: step.op.startswith("conv_transpose"),
+    "transposed_conv": lambda layer: layer.kind == "transposed_conv",
     "fully_connected": is_fully_connected,
-    "max_pool": lambda step: _pools(step, "max"),
-    "avg_pool": lambda step: _pools(step, "avg"),
+    "max_pool": lambda layer: _pools(layer, "max_pool"),
+    "avg_pool": lambda layer: _pools(layer, "avg_pool"),
     "pool": _is_pool,
-    "batch_norm": lambda step: step.op == "batch_norm",
-    "group_norm": lambda step: step.op == "group_norm",
-    "instance_norm": lambda step: step.op == "instance_norm",
-    "layer_norm": lambda step: step.op == "layer_norm",
-    "norm": lambda step: step.op in _NORMS,
-    "relu": _is_relu,
-    "activation": lambda step: step.op in _ACTIVATIONS or _is_relu(step),
-    "softmax": lambda step: step.op in ("softmax", "log_softmax", "softmin"),
+    "batch_norm": lambda layer: layer.kind == "batch_norm",
+    "group_norm": lambda layer: layer.kind == "group_norm",
+    "instance_norm": lambda layer: layer.kind == "instance_norm",
+    "layer_norm": lambda layer: layer.kind == "layer_norm",
+    "norm": lambda layer: layer.kind in NORMS,
+    "relu": lambda layer: layer.kind == "relu",
+    "activation": lambda layer: layer.kind in ACTIVATIONS,
+    "softmax": lambda layer: layer.kind == "softmax",
     "dropout": is_dropout,
 }
 GLOBAL_AVERAGE_POOL = "global_average_pool"
@@ -266,13 +206,13 @@ def check_word(name: str, word: object, words: tuple[str, ...] = WORDS) -> str:
     raise InvalidInputError(f"{name}={word!r}: must be one of {', '.join(words)}{hint}")
 
 
-def words_of(step: Step) -> str:
-    """Return what a step is, in words: its kernel, and what makes it special.
+def words_of(layer: Layer) -> str:
+    """Return what a layer is, in words: its kernel, and its operation.
 
     Examples:
-        >>> words_of(Step("conv2d", "a: conv2d", (0,), (1,), settings={"kernel_size": (3, 3)}))
+        >>> words_of(Layer("conv2d", "a", (1,), (), windows=(Window(3), Window(3))))
         '3x3 conv2d'
     """
-    window = window_of(step)
+    window = window_of(layer)
     kernel = "x".join(map(str, window.kernel)) if window else ""
-    return f"{kernel} {step.op}".strip()
+    return f"{kernel} {layer.op}".strip()

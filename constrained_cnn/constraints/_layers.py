@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from constrained_cnn.constraints._kinds import (
-    DROPOUTS,
     KINDS,
-    MOVES,
-    Window,
+    KernelWindow,
     channels,
     check_word,
     dropout_p,
@@ -20,7 +18,6 @@ from constrained_cnn.constraints._kinds import (
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._select import select
-from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import (
     InvalidInputError,
@@ -29,11 +26,14 @@ from constrained_cnn.errors import (
     check_integer,
     check_probability,
 )
+from constrained_cnn.graph import Layer, Program
 
 Cells = int | tuple[int, ...] | None
 Pads = tuple[tuple[int, int], ...]
 
 _WIDEST = 10**6
+# What dropouts may drop.
+DROPS = ("elementwise", "channel", "alpha", "channel alpha", "attention", "recurrent")
 
 
 def check_cells(name: str, value: Cells) -> Cells:
@@ -164,23 +164,22 @@ class Count(Measured):
             return super().find(subject)
         raise CannotTellError(f"{found.said}: {found.evidence[-1]}")
 
-    def _is_meant(self, step: Step) -> bool:
-        window = window_of(step)
+    def _is_meant(self, layer: Layer) -> bool:
+        window = window_of(layer)
         for name in ("kernel", "stride", "dilation"):
             wanted = getattr(self, name)
             if wanted is None:
                 continue
             if window is None or not is_of_size(getattr(window, name), wanted):
                 return False
-        # Products that are called by another name than linear add a bias, as addmm does.
-        has_bias = bool(step.settings.get("bias", step.op == "linear"))
+        has_bias = bool(layer.settings.get("bias", layer.work is not None and layer.work.bias > 0))
         if self.bias is not None and has_bias != self.bias:
             return False
         if self.narrows is None:
             return True
-        if not is_conv(step):
+        if not is_conv(layer):
             return False
-        given, made = channels(step)
+        given, made = channels(layer)
         return (made < given) == self.narrows
 
 
@@ -211,7 +210,7 @@ class Dropout(Rule):
         super().__post_init__()
         object.__setattr__(self, "p", check_probability("p", self.p))
         if self.drops is not None:
-            check_choice("drops", self.drops, tuple(dict.fromkeys(DROPOUTS.values())))
+            check_choice("drops", self.drops, DROPS)
         check_flag("off_in_evaluation", self.off_in_evaluation)
 
     @property
@@ -227,17 +226,17 @@ class Dropout(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether every one drops with that probability."""
-        every = [(step, dropout_p(step)) for step in subject.training.steps]
-        running = [(step, p) for step, p in every if p is not None]
-        still_on = [step.name for step in subject.evaluation.steps if is_dropout(step)]
+        every = [(layer, dropout_p(layer)) for layer in subject.training.layers]
+        running = [(layer, p) for layer, p in every if p is not None]
+        still_on = [layer.name for layer in subject.evaluation.layers if is_dropout(layer)]
         found: dict[str, list[str]] = {}
-        for step, p in running:
-            if _rounded(p) != _rounded(self.p) or self.drops not in (None, DROPOUTS[step.op]):
-                found.setdefault(f"p = {p:.10g}, {DROPOUTS[step.op]}", []).append(step.name)
+        for layer, p in running:
+            if _rounded(p) != _rounded(self.p) or self.drops not in (None, layer.drops):
+                found.setdefault(f"p = {p:.10g}, {layer.drops}", []).append(layer.name)
         if self.off_in_evaluation and still_on:
             found["drops in evaluation mode too"] = still_on
         wrong = [f"{listed(names)}: {said}" for said, names in found.items()]
-        kinds = dict.fromkeys(f"p = {p:.10g}, {DROPOUTS[step.op]}" for step, p in running)
+        kinds = dict.fromkeys(f"p = {p:.10g}, {layer.drops}" for layer, p in running)
         measured = "; ".join(kinds) or "no dropout runs"
         selection = select(subject, "dropout")
         if wrong:
@@ -296,15 +295,15 @@ class Padding(Rule):
         """Return whether every one is padded so."""
         found: dict[str, str] = {}
         wrong = []
-        for course in subject.courses:
-            for step in course.steps:
-                window = window_of(step) if is_conv(step) and step.op != "linear" else None
+        for program in subject.programs:
+            for layer in program.layers:
+                window = window_of(layer) if layer.kind == "conv" else None
                 if window is None or not is_of_size(window.kernel, self.kernel):
                     continue
-                pads = _pads(course, step, window)
-                if step.name not in found and not self._allows(pads, step, window):
-                    wrong.append(f"{step.name}: padding {_said(pads)}")
-                found.setdefault(step.name, _said(pads))
+                pads = _pads(program, layer, window)
+                if layer.name not in found and not self._allows(pads, layer, window):
+                    wrong.append(f"{layer.name}: padding {_said(pads)}")
+                found.setdefault(layer.name, _said(pads))
         if not wrong:
             subject.check_known()
         if not found:
@@ -312,11 +311,11 @@ class Padding(Rule):
         kinds = " and ".join(sorted(set(found.values())))
         return self.finding(not wrong, kinds, evidence=tuple(wrong) or (listed(found),))
 
-    def _allows(self, pads: Pads, step: Step, window: Window) -> bool:
+    def _allows(self, pads: Pads, layer: Layer, window: KernelWindow) -> bool:
         if not isinstance(self.cells, str):
             ends = (tuple(pad[end] for pad in pads) for end in (0, 1))
             return all(is_of_size(end, self.cells) for end in ends)
-        spans = zip(pads, step.before[1:], step.after[1:], window.stride, strict=True)
+        spans = zip(pads, layer.input_shape[1:], layer.output_shape[1:], window.stride, strict=True)
         own = zip(window.padding, window.after, strict=True)
         return all(
             after == -(-(size - sum(pad) + sum(mine)) // stride)
@@ -330,19 +329,19 @@ def _said(pads: Pads) -> str:
     return " x ".join(each if len(set(each)) > 1 else each[:1])
 
 
-def _pads(course: Course, step: Step, window: Window) -> Pads:
+def _pads(program: Program, layer: Layer, window: KernelWindow) -> Pads:
     """Return the cells put before and behind each axis of what a convolution slides over."""
-    more = _padded_before(course, step, len(window.kernel))
+    more = _padded_before(program, layer, len(window.kernel))
     own = zip(window.padding, window.after, strict=True)
     return tuple((a + one, b + other) for (a, b), (one, other) in zip(own, more, strict=True))
 
 
-def _padded_before(course: Course, step: Step, axes: int) -> Pads:
-    """Return the cells that operations of their own put around what a step reads."""
-    maker = course.makers.get(step.inputs[0]) if step.inputs else None
+def _padded_before(program: Program, layer: Layer, axes: int) -> Pads:
+    """Return the cells that operations of their own put around what a layer reads."""
+    maker = program.makers.get(layer.inputs[0]) if layer.inputs else None
     while maker is not None and _passes(maker):
-        maker = course.makers.get(maker.inputs[0])
-    if maker is None or "pad" not in maker.op:
+        maker = program.makers.get(maker.inputs[0])
+    if maker is None or maker.kind != "pad":
         return ((0, 0),) * axes
     pads = maker.settings.get("pad") or maker.settings.get("padding")
     if not isinstance(pads, tuple):
@@ -350,13 +349,13 @@ def _padded_before(course: Course, step: Step, axes: int) -> Pads:
     # Pairs of before and behind, the last axis first.
     pairs = [(int(one), int(two)) for one, two in zip(pads[::2], pads[1::2], strict=True)]
     own = (*((0, 0),) * (axes - len(pairs)), *pairs[::-1][-axes:])
-    more = _padded_before(course, maker, axes)
+    more = _padded_before(program, maker, axes)
     return tuple((a + c, b + d) for (a, b), (c, d) in zip(own, more, strict=True))
 
 
-def _passes(step: Step) -> bool:
-    """Whether a step leaves each cell in its place, and brings no other value in."""
-    if step.op in MOVES:
+def _passes(layer: Layer) -> bool:
+    """Whether a layer leaves each cell in its place, and brings no other value in."""
+    if layer.kind == "moves":
         return True
-    moves = is_any_conv(step) or KINDS["pool"](step) or step.op in ("flip", "roll", "linear")
-    return not moves and step.before == step.after and len(set(step.inputs)) == 1
+    moves = is_any_conv(layer) or KINDS["pool"](layer) or layer.kind in ("shift", "linear")
+    return not moves and layer.input_shape == layer.output_shape and len(set(layer.inputs)) == 1

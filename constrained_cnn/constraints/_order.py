@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from constrained_cnn.constraints._kinds import (
-    DROPOUTS,
     KINDS,
-    MOVES,
-    RESHAPES,
     check_word,
     is_any_conv,
     is_conv,
     is_dropout,
     is_weighted_product,
-    may_bend,
     window_of,
     words_of,
 )
@@ -24,11 +20,11 @@ from constrained_cnn.constraints._layers import Cells, check_cells, is_of_size, 
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._select import only_gates, select
-from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import InvalidInputError, check_flag
+from constrained_cnn.graph import ACTIVATIONS, NORMS, POOLS, PRODUCTS, Layer, Program
 
-# Of one step the first of these is told.
+# Of one layer the first of these is told.
 _TOLD = ("batch_norm", "norm", "relu", "activation", "dropout")
 _OF_A_COURSE = tuple(KINDS)
 _OF_A_BLOCK = (
@@ -37,12 +33,14 @@ _OF_A_BLOCK = (
 )
 
 
-def last_convs(subject: Subject, course: Course) -> tuple[Step, ...]:
+def last_convs(subject: Subject, program: Program) -> tuple[Layer, ...]:
     """Return the live convolutions, transposed or not, that no other follows; gates left out."""
-    convs = [step for step in course.steps if is_any_conv(step) and course.is_live(step)]
-    convs = [step for step in convs if not only_gates(subject, course, step)]
-    behind = {step.position: course.reached_from([step])[1:] for step in convs}
-    return tuple(step for step in convs if not any(one in convs for one in behind[step.position]))
+    convs = [layer for layer in program.layers if is_any_conv(layer) and program.is_live(layer)]
+    convs = [layer for layer in convs if not only_gates(subject, program, layer)]
+    behind = {layer.outputs[0]: program.reached_from([layer])[1:] for layer in convs}
+    return tuple(
+        layer for layer in convs if not any(one in convs for one in behind[layer.outputs[0]])
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,23 +90,23 @@ class BlockOrder(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether every block is in that order."""
-        course = subject.training
-        last = last_convs(subject, course) if self.but_last else ()
+        program = subject.training
+        last = last_convs(subject, program) if self.but_last else ()
         wrong: list[str] = []
         right: list[str] = []
-        for step in course.steps:
-            window = window_of(step) if is_conv(step) else None
+        for layer in program.layers:
+            window = window_of(layer) if is_conv(layer) else None
             meant = window is not None and is_of_size(window.kernel, self.kernel)
-            if not meant or step in last or not course.is_live(step):
+            if not meant or layer in last or not program.is_live(layer):
                 continue
-            if only_gates(subject, course, step):
+            if only_gates(subject, program, layer):
                 continue
-            block, then = _block(course, step)
+            block, then = _block(program, layer)
             if _fits(self.order[1:], block):
-                right.append(step.name)
+                right.append(layer.name)
             elif not self._may_be_so(block, subject.graph.unknown):
                 said = ", ".join(["conv", *map(_told, block)])
-                wrong.append(f"{step.name}: {said}, then {then}")
+                wrong.append(f"{layer.name}: {said}, then {then}")
         if not wrong:
             subject.check_known()
         if not wrong and not right:
@@ -116,17 +114,17 @@ class BlockOrder(Rule):
         measured = f"{len(right)} of {len(right) + len(wrong)} so"
         return self.finding(not wrong, measured, evidence=tuple(wrong) or (listed(right),))
 
-    def _may_be_so(self, block: Sequence[Step], unknown: Collection[str]) -> bool:
-        """Whether nobody has described a step of a block, and what comes before it is in order."""
-        known = list(itertools.takewhile(lambda step: step.name not in unknown, block))
+    def _may_be_so(self, block: Sequence[Layer], unknown: Collection[str]) -> bool:
+        """Whether nobody has described a layer of a block, and what comes before it is in order."""
+        known = list(itertools.takewhile(lambda layer: layer.name not in unknown, block))
         return len(known) < len(block) and _fits(self.order[1:], known, begins=True)
 
 
-def _fits(order: Sequence[str], block: Sequence[Step], *, begins: bool = False) -> bool:
+def _fits(order: Sequence[str], block: Sequence[Layer], *, begins: bool = False) -> bool:
     """Whether a block is in order, or begins so."""
     places = _from({0}, order)  # how much of the order may be done
-    for step in block:
-        done = {i + 1 for i in places if i < len(order) and KINDS[order[i].rstrip("?")](step)}
+    for layer in block:
+        done = {i + 1 for i in places if i < len(order) and KINDS[order[i].rstrip("?")](layer)}
         places = _from(done, order)
     return bool(places) if begins else len(order) in places
 
@@ -141,35 +139,30 @@ def _from(places: set[int], order: Sequence[str]) -> set[int]:
 
 
 # With these something else begins.
-_ENDS = frozenset(
-    """
-    cat chunk getitem index_select interpolate mean narrow pad pixel_shuffle pixel_unshuffle select
-    split stack sum unbind unfold upsample
-    """.split()  # noqa: SIM905
-)
+_ENDS = ("cut", "join", "mean", "pad", "resample", "shuffle", "sum", "unfold")
 
 
-def _block(course: Course, conv: Step) -> tuple[list[Step], str]:
+def _block(program: Program, conv: Layer) -> tuple[list[Layer], str]:
     """Return what follows a convolution on its own way, and what comes then."""
-    block: list[Step] = []
-    step = conv
+    block: list[Layer] = []
+    layer = conv
     while True:
-        after = course.following(step)
+        after = program.following(layer)
         if len(after) != 1:
             return block, "the output" if not after else "ways part"
-        step = after[0]
-        if len(set(step.inputs)) > 1:
-            return block, f"{step.name}, where ways meet"
-        off = step.op in DROPOUTS and not is_dropout(step)
-        if step.op in MOVES | RESHAPES or off:
+        layer = after[0]
+        if len(set(layer.inputs)) > 1:
+            return block, f"{layer.name}, where ways meet"
+        off = layer.kind == "dropout" and not is_dropout(layer)
+        if layer.kind in ("moves", "reshapes") or off:
             continue
-        if is_weighted_product(step) or KINDS["pool"](step) or step.op in _ENDS:
-            return block, f"{step.name} ({words_of(step)})"
-        block.append(step)
+        if is_weighted_product(layer) or layer.kind in (*_ENDS, *POOLS):
+            return block, f"{layer.name} ({words_of(layer)})"
+        block.append(layer)
 
 
-def _told(step: Step) -> str:
-    return next((word for word in _TOLD if KINDS[word](step)), step.op)
+def _told(layer: Layer) -> str:
+    return next((word for word in _TOLD if KINDS[word](layer)), layer.op)
 
 
 @dataclass(frozen=True, repr=False)
@@ -212,18 +205,18 @@ class CleanPrediction(Rule):
     def find(self, subject: Subject) -> Finding:
         """Return whether there is nothing of these kinds."""
         found: dict[str, str] = {}
-        zone: dict[str, Step] = {}
-        begin: dict[str, Step] = {}
-        for course in (subject.training, subject.evaluation):
-            last = last_convs(subject, course)
+        zone: dict[str, Layer] = {}
+        begin: dict[str, Layer] = {}
+        for program in (subject.training, subject.evaluation):
+            last = last_convs(subject, program)
             if not last:
                 raise CannotTellError("no convolution runs")
-            begin |= {step.name: step for step in last}
-            zone |= {step.name: step for step in course.reached_from(last)}
-            for step in course.reached_from(last):
-                word = next((word for word in self.avoid if KINDS[word](step)), None)
+            begin |= {layer.name: layer for layer in last}
+            zone |= {layer.name: layer for layer in program.reached_from(last)}
+            for layer in program.reached_from(last):
+                word = next((word for word in self.avoid if KINDS[word](layer)), None)
                 if word is not None:
-                    found[step.name] = _told(step)
+                    found[layer.name] = _told(layer)
         if found:
             evidence = (f"from {listed(begin)} on: {listed(found)}",)
             return self.finding(False, ", ".join(dict.fromkeys(found.values())), evidence=evidence)
@@ -231,18 +224,26 @@ class CleanPrediction(Rule):
             unseen = select(subject, "dropout").open
             if unseen:
                 raise CannotTellError(unseen)
-        bent = [name for name, step in zone.items() if may_bend(step) or _mixes(step)]
-        if bent and {"relu", "activation", "norm"}.intersection(self.avoid):
-            raise CannotTellError(f"{listed(bent)} may be an activation, or a norm")
+        doubtful = [name for name, layer in zone.items() if not _is_harmless(layer)]
+        if doubtful:
+            raise CannotTellError(f"{listed(doubtful)} may be {' or '.join(self.avoid)}")
         subject.check_known()
         return self.finding(True, "none", evidence=(listed(zone),))
 
 
-def _mixes(step: Step) -> bool:
-    """Whether a step makes one of several values in a way that need not be a sum."""
-    if step.op in ("einsum", "matmul", "bmm", "mm"):
-        return not step.weighted
-    return len(set(step.inputs)) > 1 and step.op not in ("add", "cat", "rsub", "stack", "sub")
+# Of these it is known that they are linear, or what they are called.
+_HARMLESS = (
+    *(*PRODUCTS, *POOLS, *ACTIVATIONS, *NORMS),
+    *("add", "cut", "dropout", "join", "mean", "moves", "pad", "pointwise", "repeat", "resample"),
+    *("reshapes", "scale", "shift", "shuffle", "softmax", "sum", "unfold", "source"),
+)
+
+
+def _is_harmless(layer: Layer) -> bool:
+    """Whether a layer is known to be no other kind than it says."""
+    if (layer.kind == "product" and not layer.weights) or layer.kind == "scale":
+        return len(layer.inputs) < 2  # a product of its inputs can be an activation, or a norm
+    return layer.kind in _HARMLESS
 
 
 @dataclass(frozen=True, repr=False)
@@ -274,7 +275,7 @@ class Distance(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the least distance."""
-        found = [pair for course in subject.courses for pair in self._distances(course)]
+        found = [pair for program in subject.programs for pair in self._distances(program)]
         unseen = select(subject, self.layer).open
         if unseen:
             raise CannotTellError(unseen)
@@ -285,21 +286,21 @@ class Distance(Measured):
         evidence = f"nearest: {listed(names)}"
         return Measure((nearest,), (evidence,))
 
-    def _distances(self, course: Course) -> Iterator[tuple[int, str]]:
+    def _distances(self, program: Program) -> Iterator[tuple[int, str]]:
         """Yield how far each such layer is from an output, and its name."""
-        ahead: dict[int, int] = dict.fromkeys(course.outputs, 0)
+        ahead: dict[int, int] = dict.fromkeys(program.outputs, 0)
         far: dict[int, int] = {}
-        for step in reversed(course.steps):
-            known = [ahead[value] for value in step.outputs if value in ahead]
+        for layer in reversed(program.layers):
+            known = [ahead[value] for value in layer.outputs if value in ahead]
             if not known:
                 continue
-            far[step.position] = min(known)
-            more = min(known) + is_weighted_product(step)
-            for value in step.inputs:
+            far[layer.outputs[0]] = min(known)
+            more = min(known) + is_weighted_product(layer)
+            for value in layer.inputs:
                 ahead[value] = min(more, ahead.get(value, more))
-        for step in course.steps:
-            if step.position in far and KINDS[self.layer](step):
-                yield far[step.position], step.name
+        for layer in program.layers:
+            if layer.outputs[0] in far and KINDS[self.layer](layer):
+                yield far[layer.outputs[0]], layer.name
 
 
 @dataclass(frozen=True, repr=False)
@@ -331,7 +332,7 @@ class ConvsBeforePool(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return their number before each pool."""
         subject.check_known()
-        pairs = [pair for course in subject.courses for pair in self._before(course)]
+        pairs = [pair for program in subject.programs for pair in self._before(program)]
         found = list(dict.fromkeys(pairs))  # what runs in both modes is told once
         if not found:
             return Measure((), said="no max_pool runs")
@@ -339,14 +340,14 @@ class ConvsBeforePool(Measured):
         said = ", ".join(str(number) for _, number in found)
         return Measure(tuple(number for _, number in found), (evidence,), said)
 
-    def _before(self, course: Course) -> Iterator[tuple[str, int]]:
+    def _before(self, program: Program) -> Iterator[tuple[str, int]]:
         """Yield the name of each pool, and how many convolutions stand before it."""
         deep: dict[int, int] = defaultdict(int)
-        for step in filter(course.is_live, course.steps):
-            before = max((deep[value] for value in step.inputs), default=0)
-            if KINDS["max_pool"](step):
-                yield step.name, before
+        for layer in filter(program.is_live, program.layers):
+            before = max((deep[value] for value in layer.inputs), default=0)
+            if KINDS["max_pool"](layer):
+                yield layer.name, before
                 before = 0
-            window = window_of(step) if is_conv(step) else None
+            window = window_of(layer) if is_conv(layer) else None
             counts = window is not None and is_of_size(window.kernel, self.kernel)
-            deep |= dict.fromkeys(step.outputs, before + counts)
+            deep |= dict.fromkeys(layer.outputs, before + counts)

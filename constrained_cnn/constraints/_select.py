@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from constrained_cnn.constraints._kinds import (
-    DROPOUTS,
     GLOBAL_AVERAGE_POOL,
     KINDS,
-    MOVES,
-    RESHAPES,
     dropout_p,
     is_dropout,
-    may_bend,
+    may_be_nonlinear,
+    near_miss,
 )
-from constrained_cnn.constraints._steps import Course, Step
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import ConstrainedCNNError
+from constrained_cnn.graph import Layer, Program
 from constrained_cnn.receptive_field import LayerField
 
 # What the classes of modules are called that were declared for such a layer.
@@ -40,7 +38,7 @@ class Selection:
         open: Why there may be more that cannot be seen; empty if there cannot.
     """
 
-    live: tuple[Step, ...]
+    live: tuple[Layer, ...]
     fewest: int
     most: int
     remarks: tuple[str, ...] = ()
@@ -49,12 +47,12 @@ class Selection:
     @property
     def evidence(self) -> tuple[str, ...]:
         """The names of those that count, and the remarks."""
-        named = (listed(step.name for step in self.live),) if self.live else ()
+        named = (listed(layer.name for layer in self.live),) if self.live else ()
         return (*named, *self.remarks, *([self.open] if self.open else []))
 
 
 def select(
-    subject: Subject, word: str, keep: Callable[[Step], bool] = lambda step: True
+    subject: Subject, word: str, keep: Callable[[Layer], bool] = lambda layer: True
 ) -> Selection:
     """Return the layers of a kind.
 
@@ -73,7 +71,7 @@ def select(
     in_use = _of_kind(subject.evaluation, word, keep)
     problem = subject.graph.training.problem
     trained = in_use if problem else _of_kind(subject.training, word, keep)
-    gates: tuple[Step, ...] = ()
+    gates: tuple[Layer, ...] = ()
     if word in _NOT_OF_GATES:
         in_use, gates = _without_gates(subject, subject.evaluation, in_use)
         if not problem:
@@ -88,8 +86,8 @@ def select(
         in_use.live,
         min(len(in_use.live), len(trained.live)),
         (in_use.at | trained.at).total(),
-        (*remarks, *_idle(subject, word)),
-        _unseen(subject) or _bent(subject, word),
+        (*remarks, *_near_misses(subject, word, in_use), *_idle(subject, word)),
+        _unseen(subject) or _nonlinear(subject, word),
     )
 
 
@@ -99,99 +97,111 @@ _NOT_OF_GATES = ("fully_connected", "max_pool", "avg_pool", "pool")
 
 @dataclass(frozen=True)
 class _Found:
-    live: tuple[Step, ...]
-    dead: tuple[Step, ...]
+    live: tuple[Layer, ...]
+    dead: tuple[Layer, ...]
 
     @property
-    def ran(self) -> tuple[Step, ...]:
+    def ran(self) -> tuple[Layer, ...]:
         return (*self.live, *self.dead)
 
     @property
     def at(self) -> Counter[str]:
         """How many ran in each module; names of operations differ where torch.export gave them."""
-        return Counter(step.path for step in self.ran)
+        return Counter(layer.path for layer in self.ran)
 
 
-def _of_kind(course: Course, word: str, keep: Callable[[Step], bool]) -> _Found:
-    return _sorted(course, [step for step in course.steps if KINDS[word](step) and keep(step)])
+def _of_kind(program: Program, word: str, keep: Callable[[Layer], bool]) -> _Found:
+    return _sorted(
+        program, [layer for layer in program.layers if KINDS[word](layer) and keep(layer)]
+    )
 
 
-def _sorted(course: Course, steps: Sequence[Step]) -> _Found:
+def _sorted(program: Program, layers: Sequence[Layer]) -> _Found:
     return _Found(
-        tuple(step for step in steps if course.is_live(step)),
-        tuple(step for step in steps if not course.is_live(step)),
+        tuple(layer for layer in layers if program.is_live(layer)),
+        tuple(layer for layer in layers if not program.is_live(layer)),
     )
 
 
 def _without_gates(
-    subject: Subject, course: Course, found: _Found
-) -> tuple[_Found, tuple[Step, ...]]:
+    subject: Subject, program: Program, found: _Found
+) -> tuple[_Found, tuple[Layer, ...]]:
     """Return what was found without the layers that only scale places, and these."""
-    gates = tuple(step for step in found.live if only_gates(subject, course, step))
-    live = tuple(step for step in found.live if step not in gates)
+    gates = tuple(layer for layer in found.live if only_gates(subject, program, layer))
+    live = tuple(layer for layer in found.live if layer not in gates)
     return _Found(live, found.dead), gates
 
 
-def _gating(gates: Sequence[Step]) -> list[str]:
-    return [f"{step.name}: only scales what has places, as a gate" for step in gates]
+def _gating(gates: Sequence[Layer]) -> list[str]:
+    return [f"{layer.name}: only scales what has places, as a gate" for layer in gates]
 
 
-def only_gates(subject: Subject, course: Course, step: Step) -> bool:
+def only_gates(subject: Subject, program: Program, layer: Layer) -> bool:
     """Return whether a layer only scales places, as all of a squeeze-excite does.
 
     Then what it makes has no places, and goes out only through products with what has.
 
     Args:
         subject: The network.
-        course: What ran.
-        step: The layer.
+        program: What ran.
+        layer: The layer.
     """
-    waiting, met = [step], {step.position}
-    if _has_places(subject, step):
+    waiting, met = [layer], {layer.outputs[0]}
+    if _has_places(subject, layer):
         return False
     while waiting:
         one = waiting.pop()
-        if set(one.outputs).intersection(course.outputs):
+        if set(one.outputs).intersection(program.outputs):
             return False
-        for follower in course.following(one):
-            scales = follower.op in ("mul", "multiply") and _has_places(subject, follower)
-            if follower.position not in met and not scales:
+        for follower in program.following(one):
+            scales = follower.kind == "scale" and _has_places(subject, follower)
+            if follower.outputs[0] not in met and not scales:
                 waiting.append(follower)
-                met.add(follower.position)
+                met.add(follower.outputs[0])
     return True
 
 
-def _has_places(subject: Subject, step: Step) -> bool:
+def _has_places(subject: Subject, layer: Layer) -> bool:
     try:
-        rows = subject.rows.get(step.name, ())
+        rows = subject.rows.get(layer.name, ())
     except (CannotTellError, ConstrainedCNNError):
         return False
     return any(axis.units is not None and axis.units > 1 for row in rows for axis in row.axes)
 
 
 def _dead(found: _Found) -> list[str]:
-    return [f"{step.name}: runs, but no output depends on it" for step in found.dead]
+    return [f"{layer.name}: runs, but no output depends on it" for layer in found.dead]
 
 
 def _only(found: _Found, other: _Found, mode: str) -> list[str]:
     """Return which of the layers found in one mode do not run in the other."""
     more = found.at - other.at
-    return [f"{step.name}: runs in {mode} mode only" for step in found.ran if more[step.path]]
+    return [f"{layer.name}: runs in {mode} mode only" for layer in found.ran if more[layer.path]]
 
 
 def _unseen(subject: Subject) -> str:
+    """Return which operations nobody has described, in either mode."""
     unknown = subject.graph.unknown
-    return f"nobody has described {listed(unknown)}" if unknown else ""
+    if not subject.graph.training.problem:
+        layers = subject.training.layers
+        unknown = (*unknown, *(layer.name for layer in layers if layer.kind == "unknown"))
+    return f"nobody has described {listed(dict.fromkeys(unknown))}" if unknown else ""
 
 
-def _bent(subject: Subject, word: str) -> str:
+def _nonlinear(subject: Subject, word: str) -> str:
     """Return what may be an activation without the name of one."""
     if word not in ("relu", "activation"):
         return ""
-    courses = [subject.evaluation]
-    courses += [] if subject.graph.training.problem else [subject.training]
-    names = [step.name for course in courses for step in course.steps if may_bend(step)]
+    programs = [subject.evaluation]
+    programs += [] if subject.graph.training.problem else [subject.training]
+    names = [one.name for program in programs for one in program.layers if may_be_nonlinear(one)]
     return f"{listed(dict.fromkeys(names))} may be one" if names else ""
+
+
+def _near_misses(subject: Subject, word: str, found: _Found) -> list[str]:
+    """Return what only looks like such a layer, where none counts."""
+    layers = () if found.live else subject.evaluation.layers
+    return [said for layer in layers if (said := near_miss(layer, word))]
 
 
 def _idle(subject: Subject, word: str) -> tuple[str, ...]:
@@ -203,21 +213,21 @@ def _idle(subject: Subject, word: str) -> tuple[str, ...]:
     return (f"declared and never called: {listed(names)}",) if names else ()
 
 
-def _dropouts(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
-    steps = [step for step in subject.training.steps if step.op in DROPOUTS and keep(step)]
-    found = _sorted(subject.training, list(filter(is_dropout, steps)))
-    in_use = [step for step in subject.evaluation.steps if is_dropout(step) and keep(step)]
+def _dropouts(subject: Subject, keep: Callable[[Layer], bool]) -> Selection:
+    layers = [layer for layer in subject.training.layers if layer.drops and keep(layer)]
+    found = _sorted(subject.training, list(filter(is_dropout, layers)))
+    in_use = [layer for layer in subject.evaluation.layers if is_dropout(layer) and keep(layer)]
     also = _sorted(subject.evaluation, in_use)
     remarks = [*_dead(found), *_only(also, found, "evaluation")]
-    for step in steps:
-        if DROPOUTS[step.op] in ("attention", "recurrent"):
-            if step.settings.get("dropout") and not is_dropout(step):
-                remarks.append(f"{step.name}: drops between its layers, and there is but one")
+    for layer in layers:
+        if layer.kind != "dropout":
+            if layer.settings.get("dropout") and not is_dropout(layer):
+                remarks.append(f"{layer.name}: drops between its layers, and there is but one")
             continue
-        if dropout_p(step) is None:
-            remarks.append(f"{step.name}: is off in training mode")
-        elif dropout_p(step) == 0:
-            remarks.append(f"{step.name}: p = 0 drops nothing")
+        if dropout_p(layer) is None:
+            remarks.append(f"{layer.name}: is off in training mode")
+        elif dropout_p(layer) == 0:
+            remarks.append(f"{layer.name}: p = 0 drops nothing")
     draws = subject.graph.training.draws
     drawn = f"{listed(draws)} draws random numbers, which may make a dropout of its own"
     return Selection(
@@ -229,36 +239,34 @@ def _dropouts(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
     )
 
 
-_AVERAGES = ("mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)))
 # They can average over the map with weights that nobody looks at.
-_SUMS = ("sum", "nansum", "einsum", "matmul", "mm", "bmm", "linear", "tensordot")
-_CUTS = ("getitem", "narrow", "select", "slice", "split", "chunk", "index_select", "unbind")
+_SUMS = ("conv", "linear", "product", "scale", "sum", "unknown")
 
 
-def _global_pools(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
-    course = subject.evaluation
-    found: list[Step] = []
+def _global_pools(subject: Subject, keep: Callable[[Layer], bool]) -> Selection:
+    program = subject.evaluation
+    found: list[Layer] = []
     remarks: list[str] = []
     unseen = _unseen(subject)
     averaged: dict[int, set[int]] = {}  # by value: the axes of the image that were averaged
-    for step in course.steps:
-        rows = subject.rows.get(step.name, ())
-        if step.op in _AVERAGES and rows and keep(step):
+    for layer in program.layers:
+        rows = subject.rows.get(layer.name, ())
+        if layer.kind in ("mean", "avg_pool") and rows and keep(layer):
             for row in rows:
                 unseen = unseen or row.problem
-                if len(step.before) > 1 and not any(units for units, _ in row.windows):
-                    unseen = unseen or f"what {step.name} averages cannot be said"
-            why = _why_not(course, step, rows, averaged)
+                if len(layer.input_shape) > 1 and not any(units for units, _ in row.windows):
+                    unseen = unseen or f"what {layer.name} averages cannot be said"
+            why = _why_not(program, layer, rows, averaged)
             if why:
-                remarks.append(f"{step.name}: {why}")
+                remarks.append(f"{layer.name}: {why}")
             else:
-                found.append(step)
-        elif step.op in _SUMS and not step.weighted and any(map(_ends, rows)):
-            unseen = unseen or f"{step.name} reads the whole map, and may average it"
-        elif step.op in MOVES | RESHAPES and step.inputs[0] in averaged:
-            averaged |= dict.fromkeys(step.outputs, averaged[step.inputs[0]])
-    all_of_them = _sorted(course, found)
-    sorted_, gates = _without_gates(subject, course, all_of_them)
+                found.append(layer)
+        elif layer.kind in _SUMS and not layer.weights and any(map(_ends, rows)):
+            unseen = unseen or f"{layer.name} reads the whole map, and may average it"
+        elif layer.kind in ("moves", "reshapes") and layer.inputs[0] in averaged:
+            averaged |= dict.fromkeys(layer.outputs, averaged[layer.inputs[0]])
+    all_of_them = _sorted(program, found)
+    sorted_, gates = _without_gates(subject, program, all_of_them)
     return Selection(
         sorted_.live,
         len(sorted_.live),
@@ -269,27 +277,31 @@ def _global_pools(subject: Subject, keep: Callable[[Step], bool]) -> Selection:
 
 
 def _why_not(
-    course: Course, step: Step, rows: Sequence[LayerField], averaged: dict[int, set[int]]
+    program: Program, layer: Layer, rows: Sequence[LayerField], averaged: dict[int, set[int]]
 ) -> str:
     """Return why an average is none over the whole map; empty if it is one."""
     row = next((row for row in rows if any(units for units, _ in row.windows)), rows[0])
     axes = range(len(row.axes))
     here = {axis for axis in axes if _averages(row, axis)}
-    done = here | averaged.get(step.inputs[0], set())
-    averaged |= dict.fromkeys(step.outputs, done)
+    done = here | averaged.get(layer.inputs[0], set())
+    averaged |= dict.fromkeys(layer.outputs, done)
     rest = [axis for axis in axes if axis not in done and _units_before(row, axis) != 1]
     if rest or not here:
         return _what_else(row, rest)
-    if math.prod(step.after) == 1 < step.before[0]:
+    if math.prod(layer.output_shape) == 1 < layer.input_shape[0]:
         return "averages the channels too"
-    padded = step.settings.get("padding") not in (None, 0, (0,), (0, 0), (0, 0, 0))
-    counted = padded and step.settings.get("count_include_pad", True)
-    if step.settings.get("divisor_override") is not None or counted:
+    padded = layer.settings.get("padding") not in (None, 0, (0,), (0, 0), (0, 0, 0))
+    counted = padded and layer.settings.get("count_include_pad", True)
+    if layer.settings.get("divisor_override") is not None or counted:
         return "does not divide by the number of cells"
-    maker = course.makers.get(step.inputs[0])
-    while maker is not None and maker.op in MOVES:
-        maker = course.makers.get(maker.inputs[0])
-    if maker is not None and maker.op in _CUTS and maker.before[1:] != maker.after[1:]:
+    maker = program.makers.get(layer.inputs[0])
+    while maker is not None and maker.kind == "moves":
+        maker = program.makers.get(maker.inputs[0])
+    if (
+        maker is not None
+        and maker.kind == "cut"
+        and maker.input_shape[1:] != maker.output_shape[1:]
+    ):
         return f"averages a part: what {maker.name} cuts out"
     return ""
 

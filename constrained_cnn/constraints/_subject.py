@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from constrained_cnn.budget import Budget, measure_budget
-from constrained_cnn.constraints._steps import Course, evaluation_of, training_of
 from constrained_cnn.errors import ConstrainedCNNError
-from constrained_cnn.graph import Graph
+from constrained_cnn.graph import Graph, Layer, Program, Shape
 from constrained_cnn.receptive_field import LayerField, ReceptiveField, measure_receptive_field
 from constrained_cnn.record import RunRecord
 
@@ -75,26 +74,43 @@ class Subject:
         return found
 
     @cached_property
-    def evaluation(self) -> Course:
+    def evaluation(self) -> Program:
         """The operations in evaluation mode."""
-        return evaluation_of(self.graph, self._at_places)
+        return self._with_pointwise(self.graph.evaluation)
 
     @cached_property
-    def training(self) -> Course:
+    def training(self) -> Program:
         """The operations in training mode.
 
         Raises:
             CannotTellError: If the network cannot run in training mode, or cannot be followed.
         """
-        run = self.graph.training
-        if run.problem:
-            raise CannotTellError(f"the network does not run in training mode: {run.problem}")
-        if not run.outputs:
+        program = self.graph.training
+        if program.problem:
+            raise CannotTellError(f"the network does not run in training mode: {program.problem}")
+        if program.unseen:
+            raise CannotTellError(f"in training mode {listed(program.unseen)}")
+        if not program.outputs:
             raise CannotTellError("what the network gives in training mode could not be followed")
-        return training_of(self.graph, self._at_places)
+        return self._with_pointwise(program)
+
+    def _with_pointwise(self, program: Program) -> Program:
+        """Return the same with linear layers that work at each place of an image marked so.
+
+        One that runs in training mode only has no field; its shape decides.
+        """
+        at_places, known = self._at_places, {layer.name for layer in self.graph.layers}
+
+        def marked(layer: Layer) -> Layer:
+            alone = layer.name not in known and not is_vector(layer.input_shape)
+            if layer.kind == "linear" and layer.weights and (layer.name in at_places or alone):
+                return replace(layer, kind="pointwise")
+            return layer
+
+        return replace(program, layers=tuple(map(marked, program.layers)))
 
     @property
-    def courses(self) -> tuple[Course, ...]:
+    def programs(self) -> tuple[Program, ...]:
         """What runs in evaluation mode, and in training mode where it runs in that."""
         if self.graph.training.problem:
             return (self.evaluation,)
@@ -116,8 +132,7 @@ class Subject:
         linear = {
             layer.name
             for layer in self.graph.layers
-            if layer.op in ("linear", "addmm")
-            and math.prod(shapes[layer.outputs[0]].shape[:-1]) > 1
+            if layer.kind == "linear" and math.prod(shapes[layer.outputs[0]].shape[:-1]) > 1
         }
         if not linear:
             return frozenset()
@@ -131,6 +146,16 @@ def _stays(row: LayerField) -> bool:
     """Whether a layer works at each place: it sees no more than what it reads."""
     units = [axis.units for axis in row.axes]
     return not row.problem and any(units) and all(growth == 0 for growth in row.growth)
+
+
+def is_vector(shape: Shape) -> bool:
+    """Return whether a value has one axis of more than one element, or none.
+
+    Examples:
+        >>> is_vector((16,)), is_vector((1, 1, 16)), is_vector((16, 7, 7))
+        (True, True, False)
+    """
+    return sum(size > 1 for size in shape) <= 1
 
 
 def listed(names: Iterable[str]) -> str:

@@ -162,7 +162,7 @@ def _told_apart(what: str, values: Sequence[Any]) -> list[tuple[str, Any, str]]:
 
 def _draw_stages(axes: "Axes", rows: Sequence[LayerField]) -> list[End]:
     """Draw the sizes since the last pool, where there are pools; return the ends of the lines."""
-    if not any(row.op.startswith(("max_pool", "avg_pool")) for row in rows):
+    if not any(row.kind in ("max_pool", "avg_pool") for row in rows):
         return []
     stages = [[_stage_size(axis) for axis in row.axes] for row in rows]
     ends = []

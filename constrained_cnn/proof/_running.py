@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from constrained_cnn.errors import TracingError, reason_of
-from constrained_cnn.proof._swaps import CASTS, SELECTIONS, SWAPS, call
+from constrained_cnn.proof._swaps import is_selection, swap_of
 from constrained_cnn.tracing._around import undisturbed
-from constrained_cnn.tracing._call import tensors
 from constrained_cnn.tracing._copy import copied, in_double
-from constrained_cnn.tracing._rules import SOURCES
 from constrained_cnn.tracing._watcher import Watcher, operation_name
+from constrained_cnn.tracing.operations import find, tensors
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,7 @@ class _Catch(Watcher):
     ) -> Any:
         kwargs = kwargs or {}
         op = operation_name(func)
-        swap = CASTS.get(op) or (SWAPS.get(op) if self._linear else None)
-        outcome = (swap or call)(func, *args, **kwargs)
+        outcome = swap_of(op, linear=self._linear)(func, *args, **kwargs)
         made = list(tensors(outcome))
         if self._linear:
             self._follow(op, list(tensors((args, kwargs))), made)
@@ -125,13 +123,14 @@ class _Catch(Watcher):
 
     def _follow(self, op: str, given: list[Tensor], made: list[Tensor]) -> None:
         """Note what depends on the image by a way that has no gradient."""
-        if op in SOURCES or not given:
+        operation = find(op)
+        if not given or (operation is not None and operation.kind in ("source", "random")):
             return
         ways = (self._blind.get(_memory(tensor), ("",))[0] for tensor in given)
         way = next(filter(None, ways), "")
         has_gradient = any(tensor.requires_grad for tensor in given)
-        for tensor in [given[0]] if op == "setitem" else made:
-            if way or (has_gradient and (op in SELECTIONS or not tensor.requires_grad)):
+        for tensor in made or [given[0]]:  # what makes none writes
+            if way or (has_gradient and (is_selection(op) or not tensor.requires_grad)):
                 self._blind[_memory(tensor)] = (way or op, tensor)
 
     def _count(self, op: str, given: Any, made: list[Tensor]) -> None:

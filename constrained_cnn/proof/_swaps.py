@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained_cnn.tracing._call import tensors
 from constrained_cnn.tracing._watcher import is_in_place, operation_name
+from constrained_cnn.tracing.operations import find, tensors
 
 
 def call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -28,11 +28,12 @@ def _in_single_precision(func: Callable[..., Any], *args: Any, **kwargs: Any) ->
     Which one is nearest is a matter of rounding: in double precision some would be others.
     """
     x = next(tensors((args, kwargs)))
-    mode = args[3] if len(args) > 3 else kwargs.get("mode", "nearest")
-    if "nearest" not in str(mode) or x.dtype != torch.float64:
+    nearest = any("nearest" in str(value) for value in (*args[1:], *kwargs.values()))
+    if not nearest or x.dtype != torch.float64:
         return func(*args, **kwargs)
-    given = {**dict(zip(("input", "size", "scale_factor", "mode"), args, strict=False)), **kwargs}
-    return func(**{**given, "input": x.float()}).double()
+    args = tuple(x.float() if item is x else item for item in args)
+    kwargs = {name: x.float() if item is x else item for name, item in kwargs.items()}
+    return func(*args, **kwargs).double()
 
 
 def _passed_on(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -105,32 +106,28 @@ def _each(value: Any, n: int) -> list[int]:
 
 Swap = Callable[..., Any]
 _POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation")
+_BY_GRADIENT: dict[str, Swap] = {"passes": _passed_on, "chooses": _together, "largest": _average}
 # The copy is in double precision; what casts to another would not fit its weights.
-CASTS: dict[str, Swap] = {
-    **dict.fromkeys(["float", "double", "half", "bfloat16"], _identity),
-    **dict.fromkeys(["interpolate", "upsample"], _in_single_precision),
-}
-_ACTIVATIONS = """
-    abs celu ceil clamp clamp_max clamp_min clip detach elu erf floor gelu hardshrink hardsigmoid
-    hardswish hardtanh leaky_relu logit logsigmoid mish prelu relu relu6 round rrelu selu sigmoid
-    sign silu softplus softshrink softsign tanh tanhshrink threshold trunc
-"""
-_CHOICES = """
-    and bitwise_and bitwise_not bitwise_or eq fmax fmin ge gt heaviside invert le logical_and
-    logical_not logical_or logical_xor lt masked_fill maximum minimum ne or where xor
-"""
-# Their gradient reaches only what they chose, though their choice depends on all.
-SELECTIONS = frozenset(
-    ["aminmax", "cummax", "cummin", "kthvalue", "median", "mode", "nanmedian", "sort", "topk"]
-)
-SWAPS: dict[str, Swap] = {
-    **dict.fromkeys(_ACTIVATIONS.split(), _passed_on),
-    **dict.fromkeys(_CHOICES.split(), _together),
-    **dict.fromkeys(["amax", "amin", "max", "min"], _average),
-    **{f"max_pool{n}d{end}": _average_pool for n in (1, 2, 3) for end in ("", "_with_indices")},
-    **{
-        f"adaptive_max_pool{n}d{end}": _adaptive_average_pool
-        for n in (1, 2, 3)
-        for end in ("", "_with_indices")
-    },
-}
+_ALWAYS: dict[str, Swap] = {"casts": _identity, "rounds": _in_single_precision}
+
+
+def swap_of(op: str, *, linear: bool) -> Swap:
+    """Return what runs in the place of an operation.
+
+    Args:
+        op: Its name.
+        linear: Whether what hides a gradient is to let it through.
+    """
+    operation = find(op)
+    if operation is None or not operation.gradient:
+        return call
+    if linear and operation.gradient == "largest" and operation.kind == "max_pool":
+        return _average_pool if operation.windows else _adaptive_average_pool
+    swaps = _BY_GRADIENT if linear else {}
+    return {**_ALWAYS, **swaps}.get(operation.gradient, call)
+
+
+def is_selection(op: str) -> bool:
+    """Return whether a gradient reaches only what was chosen, though the choice depends on all."""
+    operation = find(op)
+    return operation is not None and operation.gradient == "selects"

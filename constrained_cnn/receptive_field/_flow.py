@@ -1,19 +1,26 @@
 """Carry fields through a graph: from the input to every value, axis by axis. Without torch."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.graph import Border, Graph, Layer, Read, Resample, Segment, Taps, Window
+from constrained_cnn.graph import (
+    Border,
+    Graph,
+    Layer,
+    Read,
+    Resample,
+    Segment,
+    Taps,
+    Window,
+)
 from constrained_cnn.graph._reads import By
 from constrained_cnn.receptive_field._axis import AxisField
 from constrained_cnn.receptive_field._digits import Digit, Field, Spot
 from constrained_cnn.receptive_field._positions import PositionField
 
-_POOLS = re.compile(r"(adaptive_)?(max|avg|lp)_pool[123]d(_with_indices)?")
 _MOST_UNITS = 20_000
 
 
@@ -285,15 +292,9 @@ def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> S
     stage = _union([spot.stage for spot in main], units)
     if isinstance(stage, PositionField):  # of two branches only one went through a pool
         stage = None
-    if is_pool(layer, shape) and stage is not None:
+    if layer.begins_stage and stage is not None:
         stage = AxisField()
     return Spot(digits, field, local, stage, problem, length)
-
-
-def is_pool(layer: Layer, shape: Sequence[int]) -> bool:
-    """Return whether a layer that gives this shape begins a stage: pools, and not the whole map."""
-    found = _POOLS.fullmatch(layer.op)
-    return found is not None and (found[1] is None or max(shape[2:], default=1) > 1)
 
 
 def _on_one_axis(arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Sequence[_Arrival]:

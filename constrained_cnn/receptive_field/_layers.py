@@ -122,6 +122,7 @@ class LayerField:
         growth: For each axis by how many positions it sees more than the largest of what it reads,
             gates left out where they alone make it global; None where it is the first to be global.
         whole: For each axis whether it reads all of its units into one, as global pooling does.
+        kind: What the operation is, one of :data:`~constrained_cnn.graph.KINDS`.
     """
 
     name: str
@@ -132,6 +133,7 @@ class LayerField:
     problem: str = ""
     growth: tuple[int | None, ...] = ()
     whole: tuple[bool, ...] = ()
+    kind: str = "unknown"
 
     @property
     def changes(self) -> bool:

@@ -17,7 +17,7 @@ from constrained_cnn.receptive_field._faces import (
     sheet_of,
     table_of,
 )
-from constrained_cnn.receptive_field._flow import Place, Places, is_pool, places
+from constrained_cnn.receptive_field._flow import Place, Places, places
 from constrained_cnn.receptive_field._layers import Axis, LayerField
 from constrained_cnn.table import Table
 from constrained_cnn.tracing import as_graph
@@ -209,7 +209,7 @@ def measure_receptive_field(
         _axes(graph, value, found[value]),
         tuple(_row(graph, one, found) for one in placed),
         None if layer is None else asked,
-        tuple(_before(graph, one, found) for one in placed if _pools(graph, one)),
+        tuple(_before(graph, one, found) for one in placed if one.begins_stage),
     )
 
 
@@ -269,11 +269,8 @@ def _row(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:
         problem,
         tuple(growth),
         tuple(whole),
+        layer.kind,
     )
-
-
-def _pools(graph: Graph, layer: Layer) -> bool:
-    return is_pool(layer, graph.values[layer.outputs[0]].shape)
 
 
 def _before(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:
@@ -281,7 +278,7 @@ def _before(graph: Graph, layer: Layer, found: Sequence[Places]) -> LayerField:
     value = next(read.value for read in layer.reads[0] if found[read.value])
     problem = next((place.problem for place in found[value] if place.problem), "")
     axes = _axes(graph, value, found[value])
-    return LayerField(layer.name, layer.path, layer.op, axes, problem=problem)
+    return LayerField(layer.name, layer.path, layer.op, axes, problem=problem, kind=layer.kind)
 
 
 def _growth(axis: Axis, before: Sequence[Axis]) -> int | None:

@@ -1,12 +1,17 @@
 """What a network may change around itself when it runs, and must not."""
 
 import random
+import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch._C import _len_torch_function_stack
+from torch.distributions import Distribution
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _device
 
@@ -17,7 +22,8 @@ def undisturbed() -> Iterator[None]:
 
     Kept are the random numbers of torch on the CPU, of numpy and of Python, the default type and
     device, and whether gradients are on. Meanwhile the default device is the CPU, inference mode is
-    off, and function modes that were entered before see nothing.
+    off, distributions do not look at their arguments, and function modes that were entered before
+    see nothing.
 
     Examples:
         >>> with undisturbed():
@@ -28,6 +34,8 @@ def undisturbed() -> Iterator[None]:
     of_numpy = np.random.get_state()  # noqa: NPY002 - the global one, which a forward draws from
     of_python = random.getstate()
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    validates = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
     try:
         with (
             torch.random.fork_rng([]),
@@ -40,6 +48,58 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(of_numpy)  # noqa: NPY002
         random.setstate(of_python)
         torch.set_default_dtype(dtype)
+        Distribution.set_default_validate_args(validates)
+
+
+class MovableState:
+    """What a forward may leave behind: random states, attributes of modules, globals of its files.
+
+    Args:
+        network: The network; what is compared is what there was when this was made.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._random = _random_states()
+        self._plain = self._read()
+
+    @property
+    def drew(self) -> bool:
+        """Whether a random state moved."""
+        return _random_states() != self._random
+
+    @property
+    def moved(self) -> bool:
+        """Whether anything moved."""
+        return self.drew or self._read() != self._plain
+
+    def reseed(self, seed: int) -> None:
+        """Put other random states."""
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global one, which a forward draws from
+        torch.manual_seed(seed)
+        self._random = _random_states()
+
+    def _read(self) -> list[Any]:
+        files = {type(module).__module__ for module in self._network.modules()}
+        spaces = [vars(sys.modules[name]) for name in sorted(files) if name in sys.modules]
+        own = [vars(module) for module in self._network.modules()]
+        return [_plain(space) for space in (*spaces, *own)]
+
+
+def _random_states() -> list[Any]:
+    return [*states_of_others().values(), torch.get_rng_state().numpy().tobytes()]
+
+
+def _plain(value: Any, depth: int = 3) -> Any:
+    """Return something that is equal as long as a value holds the same."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    if depth and type(value) in (list, tuple, set, frozenset, deque):
+        return [_plain(item, depth - 1) for item in value]
+    if depth and isinstance(value, dict):
+        return [(key, _plain(item, depth - 1)) for key, item in value.items()]
+    return id(value)
 
 
 def states_of_others() -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The second front end: operations as ``torch.export`` takes a network apart."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> lis
     Returns:
         What the network gave, as a flat list.
     """
-    program = torch.export.export(shadow, args, kwargs, strict=False).run_decompositions({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what export deprecates in itself
+        program = torch.export.export(shadow, args, kwargs, strict=False).run_decompositions({})
     feed = _feed(program, shadow, args, kwargs)
     recorder.expect(feed)
     with recorder.watching():

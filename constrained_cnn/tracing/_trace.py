@@ -1,9 +1,11 @@
 """Run a network without data, once in evaluation mode and once in training, and write it down."""
 
+import functools
+import itertools
 import math
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,21 +21,49 @@ from constrained_cnn.errors import (
     check_integer,
     reason_of,
 )
-from constrained_cnn.graph import Graph, TrainingRun, Weight
-from constrained_cnn.tracing._around import states_of_others, undisturbed
-from constrained_cnn.tracing._call import tensors
+from constrained_cnn.graph import Graph, Program, Weight
+from constrained_cnn.tracing._around import MovableState, states_of_others, undisturbed
 from constrained_cnn.tracing._copy import copied
 from constrained_cnn.tracing._export import replay
 from constrained_cnn.tracing._recorder import Recorder, UndescribedError
-from constrained_cnn.tracing._training import TrainingRecorder
+from constrained_cnn.tracing._training import (
+    TrainingRecorder,
+    differing,
+    growing,
+    with_saved,
+)
 from constrained_cnn.tracing._watcher import META
+from constrained_cnn.tracing.operations import tensors
 
 # A prime: what divides by it grows with the batch, and what does not is kept once.
 BATCH = 1009
+# Divides by every number up to 10.
+DIVISIBLE = 2520
 
 _MOST_ELEMENTS = 10**12
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A copy of a network whose tensors have no content.
+
+    Attributes:
+        model: Name of the model's class.
+        network: The copy.
+        weights: Every parameter and buffer.
+        numbers: The number of each, by the ``id`` of its copy.
+        hidden: Tensors that take a gradient and are no parameters: by ``id`` what each is.
+        held: The same tensors.
+    """
+
+    model: str
+    network: nn.Module
+    weights: tuple[Weight, ...]
+    numbers: Mapping[int, int]
+    hidden: Mapping[int, str]
+    held: Sequence[Tensor]
 
 
 def trace(
@@ -42,6 +72,7 @@ def trace(
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     strict: bool = True,
+    repeat: bool = False,
 ) -> Graph:
     """Return what ``model`` does with one sample, operation by operation, in evaluation mode.
 
@@ -60,11 +91,14 @@ def trace(
         strict: Whether an operation that nobody has described is an error. If not, the graph lists
             it as ``Graph.unknown``, and what is measured on the graph
             is incomplete.
+        repeat: Whether it runs a second time in any case, to see that it does the same again. It
+            does so without being asked where the first run drew random numbers or left a changed
+            attribute behind.
 
     Raises:
         InvalidInputError: If the model is none, or the shape no shape.
-        TracingError: If the network cannot take that shape, depends on the values of its input, or
-            runs an operation nobody has described.
+        TracingError: If the network cannot take that shape, depends on the values of its input,
+            differs from call to call, or runs an operation nobody has described.
 
     Examples:
         >>> graph = trace(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()), (1, 28, 28))
@@ -88,7 +122,7 @@ def trace(
     try:
         _check_python(model)
         with undisturbed():
-            return _traced(model, wanted, strict)
+            return _traced(model, wanted, strict, repeat)
     except RecursionError as error:
         raise TracingError(
             f"{type(model).__name__}: its modules lie in one another deeper than Python's limit of "
@@ -96,29 +130,72 @@ def trace(
         ) from error
 
 
-def _traced(model: nn.Module, wanted: Inputs, strict: bool) -> Graph:
-    shadow, weights, numbers = _shadow_of(model)
-    try:
-        recorded, outputs = _evaluate(model, shadow, numbers, wanted, strict)
-    except UndescribedError as error:
-        try:
-            recorded, outputs = _evaluate_exported(model, shadow, numbers, wanted)
-        except Exception as second:  # noqa: BLE001 - export raises errors of every kind
-            raise TracingError(_say_both(error, second)) from error
-    training, trained = _train(model, shadow, wanted)
+def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Graph:
+    shadow = _shadow_of(model)
+    state = MovableState(shadow.network)
+    recorded, outputs = _evaluate(shadow, wanted, strict)
+    if repeat or state.moved:
+        recorded, outputs = _settled(shadow, wanted, strict, recorded, outputs, state)
     return Graph(
-        type(model).__name__,
+        shadow.model,
         recorded.inputs,
         outputs,
         tuple(recorded.values),
         tuple(recorded.layers),
         recorded.modules,
-        weights,
-        _evaluated(shadow),
-        training,
+        shadow.weights,
+        _evaluated(shadow.network),
         tuple(recorded.constants),
-        _idle(shadow, weights, recorded, trained),
+        recorded.program(recorded.given),
+        _declared(shadow.network),
+        functools.cache(functools.partial(_training_of, shadow, wanted)),
     )
+
+
+def _settled(
+    shadow: Shadow,
+    wanted: Inputs,
+    strict: bool,
+    recorded: Recorder,
+    outputs: tuple[int, ...],
+    state: MovableState,
+) -> tuple[Recorder, tuple[int, ...]]:
+    """Return what runs each time, or raise.
+
+    The first call may make what later ones use, such as a table of positions. One that draws random
+    numbers gets others each time.
+    """
+    drew, runs = state.drew, 0
+    while runs < (_RUNS_IF_RANDOM if drew else _RUNS):
+        before, runs = recorded, runs + 1
+        state.reseed(runs)
+        recorded, outputs = _evaluate(shadow, wanted, strict)
+        drew = drew or state.drew
+        difference = _first_difference(before, recorded)
+        if not difference and not drew:
+            return recorded, outputs
+        if difference and (drew or runs == _RUNS):
+            raise TracingError(
+                f"{shadow.model}: its forward differs from one call to the next, first at "
+                f"{difference}{', and it draws random numbers' if drew else ''}, so no one graph "
+                "describes it; make what it does depend on its inputs and arguments alone"
+            )
+    return recorded, outputs
+
+
+# Three runs tell a state that settles after the first from one that does not. A way that is taken
+# with a probability between 0.3 and 0.7 shows in nine runs but for one in twenty.
+_RUNS, _RUNS_IF_RANDOM = 2, 8
+
+
+def _first_difference(one: Recorder, other: Recorder) -> str:
+    """Return the first layer in which two runs differ; empty if they are the same."""
+    for first, second in itertools.zip_longest(one.layers, other.layers):
+        if first != second:
+            names = [layer.name if layer else "the end" for layer in (first, second)]
+            return repr(names[0]) if names[0] == names[1] else " or ".join(map(repr, names))
+    same = one.values == other.values and one.constants == other.constants
+    return "" if same else "a value"
 
 
 def _say_both(first: UndescribedError, second: Exception) -> str:
@@ -134,6 +211,7 @@ def as_graph(
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     strict: bool = True,
+    repeat: bool = False,
 ) -> Graph:
     """Return the graph of a network; a graph stands for itself.
 
@@ -142,13 +220,14 @@ def as_graph(
         input_shape: As in :func:`trace`; not for a graph, which has its own.
         inputs: As in :func:`trace`; not for a graph.
         strict: As in :func:`trace`.
+        repeat: As in :func:`trace`; not for a graph.
 
     Raises:
         InvalidInputError: If a graph comes with a shape or inputs, or a network without.
         TracingError: If the network cannot be traced.
     """
     if not isinstance(model, Graph):
-        return trace(model, input_shape, inputs=inputs, strict=strict)
+        return trace(model, input_shape, inputs=inputs, strict=strict, repeat=repeat)
     if input_shape is not None or inputs is not None:
         raise InvalidInputError(f"input_shape={input_shape!r}: not for a Graph, which has its own")
     return model
@@ -202,12 +281,18 @@ def _check_size(name: str, shape: tuple[int, ...]) -> None:
 
 
 def _check_python(model: nn.Module) -> None:
-    """Refuse what torch has compiled: its operations do not pass by Python any more."""
+    """Refuse what torch has compiled or quantized: its operations do not pass by Python."""
     if hasattr(model, "_orig_mod"):
         raise InvalidInputError(
             f"model={type(model).__name__}: is compiled; give what it was made of: model._orig_mod"
         )
     for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise InvalidInputError(
+                f"{path or 'model'}={type(module).__name__}: is quantized, and what runs in it "
+                "cannot be looked into; give the network that it was made of, before "
+                "torch.ao.quantization.convert"
+            )
         if isinstance(module, torch.jit.ScriptModule):
             place = f"module {path!r}" if path else "model"
             raise InvalidInputError(
@@ -242,72 +327,94 @@ def _dtype_of(shadow: nn.Module) -> torch.dtype:
     return kinds.pop() if len(kinds) == 1 else torch.get_default_dtype()
 
 
-def _evaluate(
-    model: nn.Module,
-    shadow: nn.Module,
-    numbers: Mapping[int, int],
-    wanted: Inputs,
-    strict: bool,
-) -> tuple[Recorder, tuple[int, ...]]:
-    shadow.eval()
-    args, kwargs = _samples(wanted, 1, _dtype_of(shadow))
-    recorder = Recorder(
-        type(model).__name__, shadow, list(tensors((args, kwargs))), numbers, strict=strict
-    )
-    with torch.no_grad(), recorder.watching():
-        try:
-            outputs = shadow(*args, **kwargs)
-        except ConstrainedCNNError:
+def _evaluate(shadow: Shadow, wanted: Inputs, strict: bool) -> tuple[Recorder, tuple[int, ...]]:
+    """Run a network in evaluation mode; by torch.export where it writes into parts of tensors."""
+    try:
+        return _run(shadow, wanted, strict)
+    except UndescribedError as error:
+        if not error.written:
             raise
-        except Exception as error:
-            raise TracingError(_say(error, recorder, args, kwargs)) from error
-    return recorder, recorder.numbers_of(outputs)
+        try:
+            return _run(shadow, wanted, strict=True, exported=True)
+        except Exception as second:  # noqa: BLE001 - export raises errors of every kind
+            raise TracingError(_say_both(error, second)) from error
 
 
-def _evaluate_exported(
-    model: nn.Module, shadow: nn.Module, numbers: Mapping[int, int], wanted: Inputs
+def _run(
+    shadow: Shadow, wanted: Inputs, strict: bool, exported: bool = False
 ) -> tuple[Recorder, tuple[int, ...]]:
-    """Record the operations that ``torch.export`` takes the network apart into."""
-    shadow.eval()
-    args, kwargs = _samples(wanted, 1, _dtype_of(shadow))
-    given = list(tensors((args, kwargs)))
-    recorder = Recorder(type(model).__name__, shadow, given, numbers, strict=True)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what export deprecates in itself
-        outputs = replay(recorder, shadow, args, kwargs)
+    network = shadow.network.eval()
+    args, kwargs = _samples(wanted, 1, _dtype_of(network))
+    inputs = list(tensors((args, kwargs)))
+    recorder = Recorder(shadow.model, network, inputs, shadow.numbers, shadow.hidden, strict=strict)
+    try:
+        with torch.no_grad():
+            if exported:
+                outputs = replay(recorder, network, args, kwargs)
+            else:
+                with recorder.watching():
+                    outputs = network(*args, **kwargs)
+    except ConstrainedCNNError:
+        raise
+    except Exception as error:
+        raise TracingError(_say(error, recorder, args, kwargs)) from error
+    if recorder.refusal is not None:  # and the network caught it
+        if isinstance(recorder.refusal, ConstrainedCNNError):
+            raise recorder.refusal
+        raise TracingError(_say(recorder.refusal, recorder, args, kwargs)) from recorder.refusal
+    recorder.given = outputs
     return recorder, recorder.numbers_of(outputs)
 
 
-def _train(
-    model: nn.Module, shadow: nn.Module, wanted: Inputs
-) -> tuple[TrainingRun, TrainingRecorder]:
-    """Return what runs in training mode; a network that cannot says why in the result."""
-    shadow.train()
-    args, kwargs = _samples(wanted, BATCH, _dtype_of(shadow))
-    recorder = TrainingRecorder(
-        type(model).__name__, shadow, list(tensors((args, kwargs))), batch=BATCH
-    )
+def _training_of(shadow: Shadow, wanted: Inputs) -> Program:
+    """Return what runs in training mode; a network that cannot run says why in the result.
+
+    A batch of a prime number of samples tells what grows with it. Some networks cut the batch into
+    parts, and take one with many divisors only; then two of these are compared.
+    """
+    with undisturbed():
+        program, kept = _train(shadow, wanted, BATCH)
+        if not program.problem:
+            return with_saved(program, *growing(kept, BATCH))
+        divisible, kept = _train(shadow, wanted, DIVISIBLE)
+        twice, more = _train(shadow, wanted, 2 * DIVISIBLE)
+        if divisible.problem or twice.problem or len(divisible.layers) != len(twice.layers):
+            return replace(
+                program,
+                problem=f"{program.problem} (with a batch of {BATCH:,}; {DIVISIBLE:,} fails too)",
+            )
+        return with_saved(divisible, *differing(kept, more, DIVISIBLE))
+
+
+def _train(shadow: Shadow, wanted: Inputs, batch: int) -> tuple[Program, Sequence[tuple[int, int]]]:
+    """Run a network in training mode; return what ran, and the bytes each layer keeps."""
+    network = shadow.network.train()
+    args, kwargs = _samples(wanted, batch, _dtype_of(network))
+    inputs = list(tensors((args, kwargs)))
+    recorder = TrainingRecorder(shadow.model, network, inputs, shadow.numbers, shadow.hidden)
+    outputs: Any = ()
+    problem = ""
     with torch.enable_grad(), recorder.watching():
         before = states_of_others()
         try:
-            outputs = shadow(*args, **kwargs)
+            outputs = network(*args, **kwargs)
+            recorder.numbers_of(outputs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the evaluation graph stands
-            return recorder.run(problem=reason_of(error)), recorder
-    draws = [name for name, state in states_of_others().items() if state != before[name]]
-    return recorder.run(outputs, draws=draws), recorder
+            problem = reason_of(error)
+        draws = [name for name, state in states_of_others().items() if state != before[name]]
+    if recorder.refusal is not None and not problem:  # and the network caught it
+        problem = reason_of(recorder.refusal)
+    program = recorder.program(outputs)
+    program = replace(program, draws=(*program.draws, *draws), problem=problem)
+    return program, recorder.kept
 
 
-def _idle(
-    shadow: nn.Module, weights: Sequence[Weight], recorded: Recorder, trained: TrainingRecorder
-) -> dict[str, str]:
-    """Return the modules without modules in them that neither ran nor lent a weight."""
-    read = {number for layer in recorded.layers for number in layer.weights}
-    lenders = {name.rpartition(".")[0] for number in read for name in weights[number].names}
-    busy = recorded.ran | trained.ran | lenders
+def _declared(network: nn.Module) -> dict[str, str]:
+    """Return the class of each module without modules in it."""
     return {
         path: _kind(module)
-        for path, module in shadow.named_modules(remove_duplicate=False)
-        if path and path not in busy and next(module.children(), None) is None
+        for path, module in network.named_modules(remove_duplicate=False)
+        if path and next(module.children(), None) is None
     }
 
 
@@ -339,23 +446,44 @@ def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
     return f"{recorder.model} cannot take an input of {said}{where}: {reason}"
 
 
-def _shadow_of(model: nn.Module) -> tuple[nn.Module, tuple[Weight, ...], dict[int, int]]:
-    """Return a copy whose tensors have no content, the weights, and the number of each by id."""
+def _shadow_of(model: nn.Module) -> Shadow:
+    """Return a copy whose tensors have no content."""
     for name, part in _named(model):
         if is_lazy(part):
             raise TracingError(
                 f"{type(model).__name__}: {name!r} has no shape before the first call; call the "
                 "model once on a sample, then trace it"
             )
-    shadow = copied(model, lambda tensor: torch.empty_like(tensor, device=META))
+    hidden: dict[int, str] = {}
+    buffers = {id(part): name for name, part in model.named_buffers()}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if _is_switch(tensor):
+            return tensor.detach().clone()
+        empty = torch.empty_like(tensor, device=META)
+        if tensor.requires_grad and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
+            name = buffers.get(id(tensor))
+            hidden[id(empty)] = f"buffer {name!r}" if name else "a tensor"
+            held.append(empty)
+        return empty
+
+    held: list[Tensor] = []  # an id belongs to a tensor only while it lives
+    network = copied(model, stand_in)
     names: dict[int, list[str]] = {}
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for (name, part), (_, empty) in zip(_named(model), _named(shadow), strict=True):
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    for (name, part), (_, empty) in zip(_named(model), _named(network), strict=True):
         names.setdefault(id(part), []).append(name)
-        found[id(part)] = part, empty
-    weights = tuple(_weight(names[key], part) for key, (part, _) in found.items())
-    numbers = {id(empty): number for number, (_, empty) in enumerate(found.values())}
-    return shadow, weights, numbers
+        pairs[id(part)] = part, empty
+    weights = tuple(_weight(names[key], part) for key, (part, _) in pairs.items())
+    numbers = {id(empty): number for number, (_, empty) in enumerate(pairs.values())}
+    return Shadow(type(model).__name__, network, weights, numbers, hidden, held)
+
+
+def _is_switch(tensor: Tensor) -> bool:
+    """Whether a tensor keeps its number: a flag, such as whether an observer is on."""
+    return tensor.numel() == 1 and not (
+        tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta
+    )
 
 
 def _named(model: nn.Module) -> list[tuple[str, Tensor]]:

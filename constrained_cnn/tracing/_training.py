@@ -1,7 +1,7 @@
 """Watch a network run in training mode, and what autograd keeps of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,51 +9,40 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from constrained_cnn.graph import TrainingLayer, TrainingRun
-from constrained_cnn.tracing._call import Call, tensors
-from constrained_cnn.tracing._rules import SOURCES
-from constrained_cnn.tracing._settings import DROPOUTS, settings_of
-from constrained_cnn.tracing._watcher import Watcher, on_meta, operation_name, run
-
-# Of these a network can make a dropout of its own.
-_DRAWS = frozenset(
-    """
-    bernoulli cauchy exponential geometric log_normal multinomial normal poisson rand rand_like
-    randint randint_like randn randn_like random randperm rrelu uniform
-    """.split()  # noqa: SIM905
-)
+from constrained_cnn.errors import TracingError
+from constrained_cnn.graph import Program
+from constrained_cnn.tracing._recorder import Recorder
+from constrained_cnn.tracing.operations import Operation, tensors
 
 
-class TrainingRecorder(Watcher):
+class TrainingRecorder(Recorder):
     """Writes down which operations run in training mode, and the bytes each keeps.
+
+    What cannot be followed is noted and not refused: it concerns the rules on training alone.
 
     Args:
         model: Name of the model's class.
         shadow: The network.
         inputs: What it is given.
-        batch: Size of their batch: a prime, so that what does not grow with it can be told apart.
+        weights: As for :class:`Recorder`.
+        hidden: As for :class:`Recorder`.
     """
 
     def __init__(
-        self, model: str, shadow: nn.Module, inputs: Sequence[Tensor], *, batch: int
+        self,
+        model: str,
+        shadow: nn.Module,
+        inputs: Sequence[Tensor],
+        weights: Mapping[int, int],
+        hidden: Mapping[int, str],
     ) -> None:
-        super().__init__(model, shadow)
-        self._batch = batch
-        self._depends: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
-        self._numbers: dict[int, int] = {}
-        self._shapes: list[tuple[int, ...]] = []
-        self._writes: dict[int, list[int]] = {}  # by piece of memory: what was written in place
-        self._turns: Counter[tuple[str, str]] = Counter()
-        self._draws: list[str] = []
-        for tensor in inputs:
-            self._new_value(tensor)
+        super().__init__(model, shadow, inputs, weights, hidden, strict=False)
         self._seen = {
             part.untyped_storage()._cdata for part in (*shadow.parameters(), *shadow.buffers())
         }
         self._held: list[Tensor] = []  # so that no address comes twice
-        self._layers: list[TrainingLayer | None] = []
-        self._saved: list[int] = []
-        self._constant = 0
+        self._slot = 0  # the layer that keeps what is kept now
+        self.kept: list[tuple[int, int]] = []  # the layer, and the bytes it keeps for the batch
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -61,88 +50,76 @@ class TrainingRecorder(Watcher):
         with saved_tensors_hooks(self._save, lambda tensor: tensor), super().watching():
             yield
 
-    def run(self, outputs: Any = (), problem: str = "", draws: Sequence[str] = ()) -> TrainingRun:
-        """Return what was seen of a network that gave ``outputs``.
+    def numbers_of(self, outputs: Any) -> tuple[int, ...]:
+        """Return the values in what the network gave; there may be none."""
+        try:
+            return super().numbers_of(outputs)
+        except TracingError:
+            return ()
 
-        Args:
-            outputs: What it gave.
-            problem: Why it did not run to its end.
-            draws: Random numbers of others that it drew.
-        """
-        layers = (
-            replace(layer, saved=saved)
-            for layer, saved in zip(self._layers, self._saved, strict=True)
-            if layer is not None
-        )
-        return TrainingRun(
-            tuple(layers),
-            self._constant,
-            problem,
-            tuple(self._shapes),
-            tuple(number for tensor in tensors(outputs) for number in self._now_in(tensor)),
-            (*self._draws, *draws),
-        )
+    def _see(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        traced = any(id(tensor) in self._numbers for tensor in tensors((args, kwargs)))
+        self._slot = len(self.layers) - (not traced)
+        return super()._see(func, args, kwargs)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        sources = list(tensors((args, kwargs)))
-        given = tuple(number for tensor in sources for number in self._now_in(tensor))
-        op = operation_name(func)
-        if op in _DRAWS:
-            self._draws.append(f"{self.path}: {op}" if self.path else op)
-        if not given and op not in DROPOUTS:  # which may drop a weight, or a mask of ones
-            return func(*args, **kwargs)
-        args, kwargs = on_meta(sources, args, kwargs)
-        position = len(self._layers)
-        self._layers.append(None)
-        self._saved.append(0)
-        outcome = run(func, args, kwargs)
-        made = tuple(sources[:1] if op == "setitem" else tensors(outcome))
-        if not made or op in SOURCES:
-            self._layers.pop(), self._saved.pop()
-            return outcome
-        call = Call(op, args, kwargs, made, {})
-        self._turns[self.path, op] += 1
-        self._layers[position] = TrainingLayer(
-            op,
-            self.path,
-            settings_of(func, call),
-            0,
-            tuple(map(self._new_value, made)),
-            given,
-            self._turns[self.path, op],
-        )
-        for tensor in made:
-            if any(tensor is source for source in sources):
-                memory = tensor.untyped_storage()._cdata
-                self._writes.setdefault(memory, []).append(self._numbers[id(tensor)])
-        return outcome
+    def _refuse(self, error: TracingError) -> None:
+        self.unseen.append(getattr(error, "what", str(error)))
 
-    def _now_in(self, tensor: Tensor) -> list[int]:
-        """Return the value that a tensor holds; more than one after writes through its views."""
-        if id(tensor) not in self._depends:
-            return []
-        own = self._numbers[id(tensor)]
-        later = [n for n in self._writes.get(tensor.untyped_storage()._cdata, ()) if n > own]
-        # What was written read what was there before, so that one write stands for both.
-        return later if len(later) == 1 else [own, *later]
+    def _check_written(self, op: str, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Nothing: who reads what was written through a view is followed by its memory."""
 
-    def _new_value(self, tensor: Tensor) -> int:
-        number = len(self._shapes)
-        self._depends[id(tensor)] = tensor
-        self._numbers[id(tensor)] = number
-        self._shapes.append(tuple(tensor.shape[1:]))
-        return number
+    def _is_of_note(self, operation: Operation | None) -> bool:
+        """Whether it may drop a weight, or a mask of ones."""
+        return operation is not None and bool(operation.drops)
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
             self._held.append(tensor.detach())
-            if self._saved and storage.nbytes() % self._batch == 0:
-                self._saved[-1] += storage.nbytes() // self._batch
-            else:
-                self._constant += storage.nbytes()
+            self.kept.append((self._slot, storage.nbytes()))
         return tensor
+
+
+def with_saved(program: Program, saved: Mapping[int, int], once: int) -> Program:
+    """Return what ran in training mode with the bytes that each layer keeps.
+
+    Args:
+        program: What ran.
+        saved: Bytes that each layer keeps for one sample, by its number.
+        once: Bytes that are kept whatever the size of the batch.
+    """
+    layers = tuple(replace(one, saved=saved.get(i, 0)) for i, one in enumerate(program.layers))
+    return replace(program, layers=layers, saved_once=once)
+
+
+def growing(kept: Sequence[tuple[int, int]], batch: int) -> tuple[Counter[int], int]:
+    """Return what each layer keeps for a sample, and what is kept once, from a prime batch.
+
+    What divides by the prime grows with the batch.
+    """
+    each: Counter[int] = Counter()
+    once = 0
+    for slot, size in kept:
+        if slot >= 0 and size % batch == 0:
+            each[slot] += size // batch
+        else:
+            once += size
+    return each, once
+
+
+def differing(
+    kept: Sequence[tuple[int, int]], more: Sequence[tuple[int, int]], samples: int
+) -> tuple[Counter[int], int]:
+    """Return the same from a batch and from one that has so many samples more."""
+    first, second = _by_slot(kept), _by_slot(more)
+    each = Counter({slot: (second[slot] - size) // samples for slot, size in first.items()})
+    once = first.total() - samples * each.total()
+    return each, once
+
+
+def _by_slot(kept: Sequence[tuple[int, int]]) -> Counter[int]:
+    sizes: Counter[int] = Counter()
+    for slot, size in kept:
+        sizes[slot] += size
+    return sizes

@@ -15,9 +15,10 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from constrained_cnn.tracing._call import Call, spread, tensors
+from constrained_cnn.tracing.operations import Call, spread, tensors
 
 META = torch.device("meta")
 CONVOLUTIONS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))
@@ -58,6 +59,10 @@ class Watcher(TorchFunctionMode):
     def leave(self, paths: Sequence[str], outputs: Any) -> None:
         """Note that the module of these paths ended, and what it gave; None if it raised."""
 
+    def scripted(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function that torch has compiled, whose operations do not pass by Python."""
+        return func(*args, **kwargs)
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch all that runs meanwhile in this thread."""
@@ -81,12 +86,58 @@ class Watcher(TorchFunctionMode):
             register_module_forward_pre_hook(begins),
             register_module_forward_hook(ends, always_call=True),
         ]
+        call = torch.jit.ScriptFunction.__call__
+
+        def script(function: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return call(function, *args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return self.scripted(_Scripted(function, call), args, kwargs)
+
+        torch.jit.ScriptFunction.__call__ = script
         try:
             with self:
                 yield
         finally:
+            torch.jit.ScriptFunction.__call__ = call
             for handle in handles:
                 handle.remove()
+
+
+class _Scripted:
+    """A function that torch has compiled, as an operation with a name.
+
+    Args:
+        function: The function.
+        call: Calls one.
+    """
+
+    def __init__(self, function: Any, call: Callable[..., Any]) -> None:
+        self._function, self._call = function, call
+        self.__name__ = f"torch.jit.script::{function.name}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self._function, *args, **kwargs)
+
+
+class Decomposition(TorchDispatchMode):
+    """Sees the operations of ATen that an operation is made of.
+
+    Attributes:
+        calls: What ran, in order, and the calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], Call]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        outcome = func(*args, **kwargs)
+        made = tuple(tensors(outcome))
+        if made and func is not torch.ops.aten.detach.default:  # of what autograd keeps
+            self.calls.append((func, Call(operation_name(func), args, kwargs, made, {})))
+        return outcome
 
 
 def on_meta(sources: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -201,8 +252,9 @@ def operation_name(func: Callable[..., Any]) -> str:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         library, _, name = str(getattr(func, "overloadpacket", func)).partition(".")
         return name.removesuffix("_") if library == "aten" else f"{library}::{name}"
-    if name == "__get__":  # a property, such as x.T
-        name = getattr(func, "__self__", func).__name__
+    if name in ("__get__", "__set__"):  # a property, such as x.T
+        property_name = getattr(func, "__self__", func).__name__
+        return property_name if name == "__get__" else f"set {property_name}"
     reflected = re.fullmatch(r"__[ri]?(\w+?)__", name)
     if reflected:
         whole = name.strip("_")
@@ -213,5 +265,7 @@ def operation_name(func: Callable[..., Any]) -> str:
 
 def is_in_place(func: Callable[..., Any]) -> bool:
     """Return whether the name of a function says that it writes over its first argument."""
+    if isinstance(func, torch._ops.OpOverload):
+        return bool(func._schema.is_mutable)
     name = getattr(func, "__name__", "")
     return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")

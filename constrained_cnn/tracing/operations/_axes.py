@@ -5,9 +5,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import AxisRead, Border, Patch, Read, Resample, Segment, Taps, Window
 from constrained_cnn.graph._reads import By
-from constrained_cnn.tracing._call import Call, Reads, kept, spread
+from constrained_cnn.tracing.operations._call import Call, Reads, kept, spread
 
 
 def permutation(call: Call) -> Reads:
@@ -311,6 +312,51 @@ def scattered(call: Call) -> Reads:
         taps = (((u - start) // step,) if u in replaced else () for u in units)
         new[axis] = AxisRead(axis, Taps(tuple(taps)))
     return ((*call.read(x, old), *_written(call, source, new, axis)),)
+
+
+def written(call: Call) -> Reads:
+    """A tensor with a part of it, which slices and single units name, replaced by another's."""
+    x, index, value = call.args[:3]
+    index = index if isinstance(index, tuple) else (index,)
+    if not all(item is ... or _is_plain(item) for item in index):
+        raise TracingError(
+            "setitem at an order of units or a mask: what its output reads is not described; "
+            "write into slices or single units, or use torch.where"
+        )
+    named = sum(item is not ... for item in index)
+    if not any(item is ... for item in index):
+        index = (*index, ...)
+    at = index.index(...)
+    items = (*index[:at], *[slice(None)] * (x.ndim - named), *index[at + 1 :])
+    replaced = [
+        range(*item.indices(size))
+        if isinstance(item, slice)
+        else range(item % size, item % size + 1)
+        for item, size in zip(items, x.shape, strict=True)
+    ]
+    new: list[AxisRead | None] = [None] * x.ndim
+    axes = [axis for axis, item in enumerate(items) if isinstance(item, slice)]
+    ahead = len(axes) - getattr(value, "ndim", 0)  # it is stretched over as many axes before it
+    for place, axis in enumerate(axes):
+        if place >= ahead and isinstance(value, Tensor):
+            new[axis] = _placed(place - ahead, value, replaced[axis], x.shape[axis])
+    partly = [axis for axis, units in enumerate(replaced) if len(units) < x.shape[axis]]
+    old = kept(x)
+    for axis in partly if len(partly) == 1 else ():
+        rest = (() if unit in replaced[axis] else (unit,) for unit in range(x.shape[axis]))
+        old[axis] = AxisRead(axis, Taps(tuple(rest)))
+    return ((*(call.read(x, old) if partly else ()), *call.read(value, new)),)
+
+
+def _placed(axis: int, value: Tensor, units: range, size: int) -> AxisRead:
+    """Return how units of an axis read what is written into some of them."""
+    stretched = value.shape[axis] == 1 < len(units)
+    if len(units) == size and units.step == 1:
+        return AxisRead(axis, Window(stride=0) if stretched else None)
+    if units.step == 1 and not stretched:
+        return AxisRead(axis, Segment(units.start, len(units)))
+    reads = ((0 if stretched else units.index(u),) if u in units else () for u in range(size))
+    return AxisRead(axis, Taps(tuple(reads)))
 
 
 def filled(call: Call) -> Reads:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import AxisRead, Read, Segment, Taps, Window
-from constrained_cnn.tracing._call import Call, Reads, elementwise, kept, tensors
+from constrained_cnn.tracing.operations._call import Call, Reads, elementwise, kept, tensors
 
 
 def reduction(call: Call) -> Reads:
@@ -217,7 +217,7 @@ def cumulated(call: Call) -> Reads:
     axis = call.get(1, "dim") % x.ndim
     axes = kept(x)
     axes[axis] = AxisRead(axis, Taps(tuple(range(unit + 1) for unit in range(x.shape[axis]))))
-    return (call.read(x, axes),)
+    return (call.read(x, axes),) * len(call.outputs)
 
 
 def differences(call: Call) -> Reads:

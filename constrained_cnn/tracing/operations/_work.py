@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from constrained_cnn.graph import Work
-from constrained_cnn.tracing._call import Call, tensors
-from constrained_cnn.tracing._mixing import letters_of
-from constrained_cnn.tracing._windows import as_interpolate, pool_windows
+from constrained_cnn.tracing.operations._call import Call, tensors
+from constrained_cnn.tracing.operations._mixing import letters_of
+from constrained_cnn.tracing.operations._windows import windows_of_pool
 
 
 def none(call: Call) -> Work:
@@ -152,7 +152,7 @@ def stored_norm(call: Call) -> Work:
 
 def pool(call: Call) -> Work:
     """Each element of the output reads every tap."""
-    taps = math.prod(window.kernel for window in pool_windows(call))
+    taps = math.prod(window.kernel for window in windows_of_pool(call))
     return Work(pooling=call.output.numel() * taps)
 
 
@@ -168,8 +168,6 @@ def adaptive_pool(call: Call) -> Work:
 
 def interpolate(call: Call) -> Work:
     """Each element of the output reads its neighbours: 1, or 2 or 4 along each axis."""
-    if call.op != "interpolate" and call.op != "upsample":
-        call = as_interpolate(call)
     x: Any = call.get(0, "input")
     mode = str(call.get(3, "mode", "nearest"))
     if mode == "area":

@@ -123,6 +123,11 @@ def elementwise(call: Call) -> Reads:
     return (reads,) * len(call.outputs)
 
 
+def nothing(call: Call) -> Reads:
+    """No output reads any input."""
+    return ((),) * len(call.outputs)
+
+
 def kept(tensor: Tensor, *, whole: Sequence[int] = ()) -> list[AxisRead | None]:
     """Return axes that read themselves, but for those read whole."""
     gone = {axis % tensor.ndim for axis in whole}

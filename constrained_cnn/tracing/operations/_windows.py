@@ -2,43 +2,56 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import AxisRead, Resample, Taps, Window
 from constrained_cnn.graph._reads import By
-from constrained_cnn.tracing._call import Call, Reads, kept, spread
+from constrained_cnn.tracing.operations._call import Call, Reads, kept, spread
 
 
 def convolution(call: Call) -> Reads:
     """Slide over the last axes; read all channels."""
-    spatial = int(call.op[-2])
     x, weight = call.get(0, "input"), call.get(1, "weight")
+    axes = over_windows(x, windows_of_convolution(call))
+    own = call.get(6, "groups", 1) == x.shape[1] == weight.shape[0]
+    if own and not isinstance(weight, nn.Parameter):  # fixed weights: global pooling by hand
+        axes = _whole_where_covered(call, axes)
+    return (call.read(x, axes),)
+
+
+def windows_of_convolution(call: Call) -> list[Window]:
+    """Return the windows of a convolution, one for each of its axes."""
+    spatial = int(call.op[-2])
     stride = spread(call.get(3, "stride", 1), spatial)
     padding = call.get(4, "padding", 0)
     dilation = spread(call.get(5, "dilation", 1), spatial)
-    kernel = weight.shape[2:]
+    kernel = call.get(1, "weight").shape[2:]
     if padding == "same":  # torch puts the odd cell behind
         padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
     padding = spread(0 if padding == "valid" else padding, spatial)
-    windows = map(Window, kernel, stride, padding, dilation)
-    return (call.read(x, over_windows(x, list(windows))),)
+    return list(map(Window, kernel, stride, padding, dilation))
 
 
 def transposed_convolution(call: Call) -> Reads:
     """Spread over the last axes; read all channels."""
+    x = call.get(0, "input")
+    return (call.read(x, over_windows(x, windows_of_transposed(call))),)
+
+
+def windows_of_transposed(call: Call) -> list[Window]:
+    """Return the windows of a transposed convolution, one for each of its axes."""
     spatial = int(call.op[-2])
-    x, weight = call.get(0, "input"), call.get(1, "weight")
     stride = spread(call.get(3, "stride", 1), spatial)
     padding = spread(call.get(4, "padding", 0), spatial)
     dilation = spread(call.get(7, "dilation", 1), spatial)
-    shape = zip(weight.shape[2:], stride, padding, dilation, strict=True)
-    windows = [Window(*parts, transposed=True) for parts in shape]
-    return (call.read(x, over_windows(x, windows)),)
+    shape = zip(call.get(1, "weight").shape[2:], stride, padding, dilation, strict=True)
+    return [Window(*parts, transposed=True) for parts in shape]
 
 
 def over_windows(x: Tensor, windows: Sequence[By | None]) -> list[AxisRead | None]:
@@ -51,10 +64,24 @@ def over_windows(x: Tensor, windows: Sequence[By | None]) -> list[AxisRead | Non
 def pool(call: Call) -> Reads:
     """Slide over the last axes, channel by channel."""
     x = call.get(0, "input")
-    return (call.read(x, on_last_axes(x, pool_windows(call))),) * len(call.outputs)
+    axes = _whole_where_covered(call, on_last_axes(x, windows_of_pool(call)))
+    return (call.read(x, axes),) * len(call.outputs)
 
 
-def pool_windows(call: Call) -> list[Window]:
+def _whole_where_covered(call: Call, axes: Sequence[AxisRead | None]) -> list[AxisRead | None]:
+    """Return the same, but read whole along axes that one window covers: then it is global."""
+    x, out = call.get(0, "input"), call.output
+
+    def covers(read: AxisRead | None) -> bool:
+        if read is None or not isinstance(read.by, Window) or out.shape[read.axis] > 1:
+            return False
+        reach = read.by.kernel - read.by.padding
+        return 1 < x.shape[read.axis] <= reach and read.by.dilation == 1
+
+    return [None if covers(read) else read for read in axes]
+
+
+def windows_of_pool(call: Call) -> list[Window]:
     """Return the windows of a pool, one for each of its axes."""
     spatial = int(call.op.removesuffix("_with_indices")[-2])
     shift = int(call.op.startswith("lp_"))  # its second argument is the norm
@@ -97,9 +124,7 @@ def interpolate(call: Call) -> Reads:
     if call.get(6, "antialias", False):
         raise TracingError("interpolate with antialias=True: what its units read is not described")
     if mode == "area":
-        return adaptive_pool(
-            Call(f"adaptive_avg_pool{x.ndim - 2}d", call.args, {}, call.outputs, call.values)
-        )
+        return adaptive_pool(replace(call, op=f"adaptive_avg_pool{x.ndim - 2}d", kwargs={}))
     aligned = bool(call.get(4, "align_corners", False))
     scales = call.get(2, "scale_factor")
     exact = bool(call.get(5, "recompute_scale_factor", False)) or scales is None
@@ -130,23 +155,6 @@ def _as_torch_rounds(
     read = F.interpolate(numbers, out if scale is None else None, scale, mode=window.kind)
     units = read.flatten().long().tolist()
     return window if units == exact[: len(units)] else Taps(tuple((unit,) for unit in units))
-
-
-def resampled(call: Call) -> Reads:
-    """Resample the last axes, as ``torch.export`` writes it."""
-    return interpolate(as_interpolate(call))
-
-
-def as_interpolate(call: Call) -> Call:
-    """Return the call of ``interpolate`` that does the same."""
-    kind = call.op.removeprefix("upsample_").rstrip("123d")
-    aligns = "nearest" not in kind
-    settings = {
-        "mode": kind,
-        "scale_factor": call.get(3 if aligns else 2, "scale_factors"),
-        "align_corners": bool(call.get(2, "align_corners", False)) if aligns else False,
-    }
-    return Call("interpolate", call.args[:1], settings, call.outputs, call.values)
 
 
 def pixel_shuffle(call: Call) -> Reads:

@@ -1,0 +1,68 @@
+"""Kinds that depend on the arguments of a call."""
+
+import math
+from collections.abc import Mapping
+
+from constrained_cnn.graph import Setting
+from constrained_cnn.tracing.operations._call import Call, tensors
+from constrained_cnn.tracing.operations._mixing import letters_of
+
+Settings = Mapping[str, Setting]
+
+
+def clamp(call: Call, settings: Settings) -> str:
+    """Return what a clamp is: a ReLU, another activation, or one of two tensors."""
+    if not {"min", "max"}.intersection(settings):
+        return "nonlinear"  # by tensors, which may depend on the input
+    below, above = settings.get("min"), settings.get("max")
+    return "relu" if below == 0 and above in (None, math.inf) else "activation"
+
+
+def hardtanh(call: Call, settings: Settings) -> str:
+    """Return "relu" where it only cuts off what is below 0."""
+    is_relu = settings.get("min_val") == 0 and settings.get("max_val") == math.inf
+    return "relu" if is_relu else "activation"
+
+
+def leaky_relu(call: Call, settings: Settings) -> str:
+    """Return "relu" where it does not leak."""
+    return "relu" if settings.get("negative_slope") == 0 else "activation"
+
+
+def threshold(call: Call, settings: Settings) -> str:
+    """Return "relu" where it puts 0 for what is not above 0."""
+    is_relu = settings.get("threshold") == 0 and settings.get("value") == 0
+    return "relu" if is_relu else "activation"
+
+
+def quotient(call: Call, settings: Settings) -> str:
+    """Return "scale" where what it divides by is no input, and nothing is rounded."""
+    divisor = call.get(1, "other")
+    rounded = settings.get("rounding_mode") is not None
+    return "nonlinear" if id(divisor) in call.values or rounded else "scale"
+
+
+def power(call: Call, settings: Settings) -> str:
+    """Return "moves" for the first power."""
+    return "moves" if settings.get("exponent") == 1 else "nonlinear"
+
+
+def cast(call: Call, settings: Settings) -> str:
+    """Return "moves" for another type with a fraction; without one it rounds, or tells a sign."""
+    x = next(tensors((call.args, call.kwargs)), None)
+    if x is None or not call.outputs:
+        return "moves"
+    had = x.is_floating_point() or x.is_complex()
+    has = call.output.is_floating_point() or call.output.is_complex()
+    return "nonlinear" if had and not has else "moves"
+
+
+def einsum(call: Call, settings: Settings) -> str:
+    """Return "scale" where no letter is summed over, as in a product unit by unit."""
+    left, right, _ = letters_of(call)
+    return "scale" if set("".join(left)) <= set(right) else "product"
+
+
+def resampling(call: Call, settings: Settings) -> str:
+    """Return "avg_pool" for the mean of areas."""
+    return "avg_pool" if settings.get("mode") == "area" else "resample"
