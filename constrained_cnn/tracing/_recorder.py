@@ -42,16 +42,16 @@ class UndescribedError(TracingError):
 
     Attributes:
         what: The operation, where it is, and why.
-        written: Whether it is a write into a part of a tensor, which torch.export takes apart.
+        exportable: Whether torch.export may take it apart, such as a write through a view.
     """
 
-    def __init__(self, what: str, *, written: bool = False) -> None:
+    def __init__(self, what: str, *, exportable: bool = False) -> None:
         super().__init__(
             f"{what}, so what its outputs read is not known; use an operation that is described, "
             "or describe it: constrained_cnn.tracing.register_op"
         )
         self.what = what
-        self.written = written
+        self.exportable = exportable
 
 
 class Recorder(Watcher):
@@ -159,7 +159,8 @@ class Recorder(Watcher):
         self._check_origin(op, sources)
         brings = any(id(t) in self._numbers for t in sources[1:])
         if brings and sources[0].device != META and (op == "setitem" or is_in_place(func)):
-            self._refuse(self._unknown(op, "writes into a tensor made on a fixed device"))
+            why = "writes into a tensor made on a fixed device"
+            self._refuse(self._unknown(op, why, exportable=True))
         if op == "set" and any(id(t) in self._numbers for t in sources):
             self._refuse(self._unknown(op, "puts other memory under a tensor"))
         if op != "getitem":  # an order of units is known only while it has numbers in it
@@ -344,7 +345,7 @@ class Recorder(Watcher):
                 self._check_version(op, tensor)
             elif tensor.device == META:
                 why = "is given a tensor that no operation seen here made"
-                self._refuse(self._unknown(op, why))
+                self._refuse(self._unknown(op, why, exportable=True))
                 self._keep(tensor)
 
     def _hidden_weight(self, op: str, tensor: Tensor) -> TracingError:
@@ -391,7 +392,7 @@ class Recorder(Watcher):
             shared = self._sharing[target.untyped_storage()._cdata] - {id(target)}
             if any(self._is_held(key, {*shared, id(target)}) for key in shared):
                 why = "writes in place into what another tensor is a view of"
-                self._refuse(self._unknown(op, why, written=True))
+                self._refuse(self._unknown(op, why, exportable=True))
 
     def _is_held(self, key: int, sharing: set[int]) -> bool:
         """Whether the network still holds a tensor; those that only stand in these notes are gone.
@@ -432,8 +433,8 @@ class Recorder(Watcher):
     def _where(self) -> str:
         return f"module {self.path!r} of {self.model}" if self.path else self.model
 
-    def _unknown(self, op: str, why: str, *, written: bool = False) -> "UndescribedError":
-        return UndescribedError(f"operation {op!r} in {self._where()} {why}", written=written)
+    def _unknown(self, op: str, why: str, *, exportable: bool = False) -> "UndescribedError":
+        return UndescribedError(f"operation {op!r} in {self._where()} {why}", exportable=exportable)
 
 
 @functools.cache

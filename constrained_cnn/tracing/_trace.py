@@ -332,7 +332,7 @@ def _evaluate(shadow: Shadow, wanted: Inputs, strict: bool) -> tuple[Recorder, t
     try:
         return _run(shadow, wanted, strict)
     except UndescribedError as error:
-        if not error.written:
+        if not error.exportable:
             raise
         try:
             return _run(shadow, wanted, strict=True, exported=True)

@@ -56,7 +56,7 @@ def register_op(
             unknown, or a rule is missing: what an operation costs is never taken to be nothing.
 
     Examples:
-        >>> register_op("mylib::gelu", like="gelu")
+        >>> register_op("erfinv", like="tanh")
         >>> def product_of_all(call: Call) -> Work:
         ...     return Work(elementwise=call.input.numel())
         >>> register_op("mylib::scale", kind="scale", reads=elementwise, work=product_of_all)

@@ -61,9 +61,9 @@ for _name, _rule, _names in (
     _enter(_name, Operation(_rule, elementwise, _work.each, _names, gradient="passes"))
 _enter(
     """
-    acos acosh addcdiv addcmul angle arccos arcsin arctan asin asinh atan atan2 atanh copysign cos
-    cosh erfc erfinv exp exp2 expm1 fake_quantize_per_tensor_affine float_power floor_divide
-    floordiv fmod frac hypot isclose isfinite isinf isnan lerp lgamma log log10 log1p log2 logaddexp
+    acos acosh addcdiv addcmul arccos arcsin arctan asin asinh atan atan2 atanh copysign cos
+    cosh erfc exp exp2 expm1 fake_quantize_per_tensor_affine float_power floor_divide
+    floordiv fmod frac hypot isclose isfinite isinf isnan lerp log log10 log1p log2 logaddexp
     logaddexp2 mod nan_to_num quantize_per_tensor reciprocal remainder rsqrt sgn signbit sin sinc
     sinh sqrt square tan xlogy
     """,
