@@ -93,11 +93,18 @@ def is_fully_connected(layer: Layer) -> bool:
     return linear and is_vector(layer.input_shape)
 
 
+def is_on_one_cell(layer: Layer) -> bool:
+    """Return whether a layer is a convolution on one cell, which is a fully connected layer."""
+    return is_conv(layer) and _groups(layer) == 1 and is_vector(layer.input_shape)
+
+
 def may_be_nonlinear(layer: Layer) -> bool:
     """Return whether a layer is no activation by name, and could be one all the same."""
     if layer.kind == "scale":  # x times a mask made of x; a gate is of another shape
         return len(layer.input_shapes) > 1 and len(set(layer.input_shapes)) == 1
-    return layer.kind in ("nonlinear", "unknown")
+    if layer.kind in PRODUCTS:  # a square of x
+        return len(layer.inputs) > 1
+    return layer.kind in ("nonlinear", "random", "unknown")
 
 
 def channels(layer: Layer) -> tuple[int, int]:
@@ -168,7 +175,7 @@ def near_miss(layer: Layer, word: str) -> str:
             f"{layer.name}: {_groups(layer)} groups of {channels(layer)[0]} channels; depthwise has "
             "a group for each channel"
         )
-    if word == "fully_connected" and is_conv(layer) and is_vector(layer.input_shape):
+    if word == "fully_connected" and is_on_one_cell(layer):
         return f"{layer.name}: works on one cell, where it is the same arithmetic"
     return ""
 
@@ -180,6 +187,7 @@ KINDS: Mapping[str, Callable[[Layer], bool]] = {
     "strided": _is_strided,
     "transposed_conv": lambda layer: layer.kind == "transposed_conv",
     "fully_connected": is_fully_connected,
+    "classifier": lambda layer: is_fully_connected(layer) or is_on_one_cell(layer),
     "max_pool": lambda layer: _pools(layer, "max_pool"),
     "avg_pool": lambda layer: _pools(layer, "avg_pool"),
     "pool": _is_pool,

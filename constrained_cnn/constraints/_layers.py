@@ -92,8 +92,8 @@ class Count(Measured):
 
     Attributes:
         layer: The kind: ``"conv"``, ``"depthwise"``, ``"dilated"``, ``"strided"``,
-            ``"transposed_conv"``, ``"fully_connected"``, ``"max_pool"``, ``"avg_pool"``,
-            ``"pool"``, ``"global_average_pool"``, ``"batch_norm"``, ``"group_norm"``,
+            ``"transposed_conv"``, ``"fully_connected"``, ``"classifier"`` (fully connected, or the
+            same as a convolution on one cell), ``"max_pool"``, ``"avg_pool"``, ``"pool"``, ``"global_average_pool"``, ``"batch_norm"``, ``"group_norm"``,
             ``"instance_norm"``, ``"layer_norm"``, ``"norm"``, ``"relu"``, ``"activation"``,
             ``"softmax"`` or ``"dropout"``.
         kernel: Of those only the ones with such a kernel, in cells.
@@ -305,7 +305,7 @@ class Padding(Rule):
                     wrong.append(f"{layer.name}: padding {_said(pads)}")
                 found.setdefault(layer.name, _said(pads))
         if not wrong:
-            subject.check_known()
+            subject.check_kinds()
         if not found:
             return self.finding(True, "no such convolution runs")
         kinds = " and ".join(sorted(set(found.values())))

@@ -104,11 +104,11 @@ class BlockOrder(Rule):
             block, then = _block(program, layer)
             if _fits(self.order[1:], block):
                 right.append(layer.name)
-            elif not self._may_be_so(block, subject.graph.unknown):
+            elif not self._may_be_so(block, subject.unknown_kinds):
                 said = ", ".join(["conv", *map(_told, block)])
                 wrong.append(f"{layer.name}: {said}, then {then}")
         if not wrong:
-            subject.check_known()
+            subject.check_kinds()
         if not wrong and not right:
             return self.finding(True, "no such convolution runs")
         measured = f"{len(right)} of {len(right) + len(wrong)} so"
@@ -227,7 +227,7 @@ class CleanPrediction(Rule):
         doubtful = [name for name, layer in zone.items() if not _is_harmless(layer)]
         if doubtful:
             raise CannotTellError(f"{listed(doubtful)} may be {' or '.join(self.avoid)}")
-        subject.check_known()
+        subject.check_kinds()
         return self.finding(True, "none", evidence=(listed(zone),))
 
 
@@ -331,7 +331,7 @@ class ConvsBeforePool(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return their number before each pool."""
-        subject.check_known()
+        subject.check_kinds()
         pairs = [pair for program in subject.programs for pair in self._before(program)]
         found = list(dict.fromkeys(pairs))  # what runs in both modes is told once
         if not found:

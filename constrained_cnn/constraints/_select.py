@@ -181,11 +181,8 @@ def _only(found: _Found, other: _Found, mode: str) -> list[str]:
 
 def _unseen(subject: Subject) -> str:
     """Return which operations nobody has described, in either mode."""
-    unknown = subject.graph.unknown
-    if not subject.graph.training.problem:
-        layers = subject.training.layers
-        unknown = (*unknown, *(layer.name for layer in layers if layer.kind == "unknown"))
-    return f"nobody has described {listed(dict.fromkeys(unknown))}" if unknown else ""
+    unknown = subject.unknown_kinds
+    return f"no kind is known of {listed(unknown)}" if unknown else ""
 
 
 def _nonlinear(subject: Subject, word: str) -> str:
@@ -261,7 +258,7 @@ def _global_pools(subject: Subject, keep: Callable[[Layer], bool]) -> Selection:
                 remarks.append(f"{layer.name}: {why}")
             else:
                 found.append(layer)
-        elif layer.kind in _SUMS and not layer.weights and any(map(_ends, rows)):
+        elif layer.kind in _SUMS and not _is_trained(subject, layer) and any(map(_ends, rows)):
             unseen = unseen or f"{layer.name} reads the whole map, and may average it"
         elif layer.kind in ("moves", "reshapes") and layer.inputs[0] in averaged:
             averaged |= dict.fromkeys(layer.outputs, averaged[layer.inputs[0]])
@@ -274,6 +271,11 @@ def _global_pools(subject: Subject, keep: Callable[[Layer], bool]) -> Selection:
         (*remarks, *_dead(all_of_them), *_gating(gates), *_idle(subject, GLOBAL_AVERAGE_POOL)),
         unseen,
     )
+
+
+def _is_trained(subject: Subject, layer: Layer) -> bool:
+    """Whether a layer reads a parameter, and not only buffers that may hold one number."""
+    return any(not subject.graph.weights[number].buffer for number in layer.weights)
 
 
 def _why_not(

@@ -126,6 +126,21 @@ class Subject:
             raise CannotTellError(f"nobody has described {listed(self.graph.unknown)}")
 
     @cached_property
+    def unknown_kinds(self) -> tuple[str, ...]:
+        """Names of the operations of which it is not known what they are, in either mode."""
+        layers = [one for program in self.programs for one in program.layers]
+        return tuple(dict.fromkeys(one.name for one in layers if one.kind == "unknown"))
+
+    def check_kinds(self) -> None:
+        """Raise if it is not known of some operations what they are.
+
+        Raises:
+            CannotTellError: Naming them.
+        """
+        if self.unknown_kinds:
+            raise CannotTellError(f"no kind is known of {listed(self.unknown_kinds)}")
+
+    @cached_property
     def _at_places(self) -> frozenset[str]:
         """Names of the linear layers that work at each place of an image and mix no places."""
         shapes = self.graph.values

@@ -164,6 +164,9 @@ def _slide(
     slid = {digit.axis for digit in spot.digits if to[digit.axis][1] is not None}
     slid |= {d.axis for d in spot.digits if before[d.axis] != after[to[d.axis][0]]}
     rest = {digit.axis for digit in spot.digits} - slid
+    if spot.field is None and len(slid) > (not rest):  # wherever it goes, it sees everything
+        outs = dict.fromkeys(to[digit.axis][0] for digit in spot.digits)
+        return Spot(tuple(Digit(out, 1, after[out]) for out in outs), length=spot.length)
     if rest and slid and spot.units > _MOST_UNITS:
         return _unknown(spot, f"{layer.name} works inside windows, too many to be listed")
     if not rest and len(slid) > 1:

@@ -48,6 +48,11 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
             f"{type(model).__name__} cannot be copied, and it is a copy that is looked at"
             f"{_culprit(model, made)}: {reason_of(error)}"
         ) from error
+    if [name for name, _ in _modules(network)] != [name for name, _ in _modules(model)]:
+        # A __deepcopy__ of its own gives another network, and this one is asked about.
+        memo = dict(made)
+        network = memo[id(model)] = type(model).__new__(type(model))
+        vars(network).update(copy.deepcopy(vars(model), memo))
     own = dict(_parts(model))
     for key, name in _parts(network):
         if key in own:
