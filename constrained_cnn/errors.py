@@ -8,6 +8,7 @@ import difflib
 import math
 import numbers
 import operator
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -28,13 +29,18 @@ __all__ = [
     "check_number",
     "check_probability",
     "closest",
+    "escape_controls",
     "reason_of",
     "say_value",
 ]
 
 
 class ConstrainedCNNError(Exception):
-    """Base of every error the library raises on purpose."""
+    """Base of every error the library raises on purpose; its message is one line."""
+
+    def __str__(self) -> str:
+        # A message names modules, files and classes, which come from others.
+        return escape_controls(super().__str__())
 
     def __reduce__(self) -> Any:
         # An error may come from another process; Python's own way calls __init__ without keywords.
@@ -70,7 +76,7 @@ class TracingError(ConstrainedCNNError):
 
 
 class ConstraintError(ConstrainedCNNError):
-    """A network or a run breaks a rule, or it cannot be told whether it does.
+    """A network or a run breaks a rule, or it cannot be told whether it does; in several lines.
 
     Attributes:
         report: The :class:`~constrained_cnn.constraints.Report`.
@@ -79,6 +85,9 @@ class ConstraintError(ConstrainedCNNError):
     def __init__(self, message: str, *, report: Any) -> None:
         super().__init__(message)
         self.report = report
+
+    def __str__(self) -> str:
+        return escape_controls(Exception.__str__(self), keep_lines=True)
 
 
 class OutOfMemoryError(ConstrainedCNNError, RuntimeError):
@@ -109,6 +118,36 @@ class NonFiniteLossError(ConstrainedCNNError, ArithmeticError):
         super().__init__(message)
         self.epoch = epoch
         self.step = step
+
+
+# Control characters, ends of lines, signs that turn the direction of writing, halves of a pair.
+_CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def escape_controls(text: str, *, keep_lines: bool = False) -> str:
+    r"""Return a text in which what would act on a terminal is written as Python writes it.
+
+    A name of a module or a file may hold any character, such as one that clears the screen. What
+    is escaped already stays as it is.
+
+    Args:
+        text: The text.
+        keep_lines: Whether ends of lines are meant, and stay.
+
+    Examples:
+        >>> print(escape_controls("conv\x1b[2J\n"))
+        conv\x1b[2J\n
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        character = match[0]
+        if keep_lines and character == "\n":
+            return character
+        return character.encode("unicode_escape").decode()
+
+    return _CONTROLS.sub(escape, text)
 
 
 def reason_of(error: BaseException) -> str:

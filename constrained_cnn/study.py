@@ -13,7 +13,9 @@ from constrained_cnn.errors import (
     check_integer,
     check_number,
     check_probability,
+    escape_controls,
 )
+from constrained_cnn.table import escape_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -258,7 +260,7 @@ class Sample:
             | 95 % interval of the mean | 98.77 to 100.00 |
         """
         rows = [f"| {label} | {text} |" for label, text in self._rows(at_least)]
-        heading = self._heading().replace("|", "\\|")
+        heading = escape_markdown(self._heading())
         return "\n".join([f"| {heading} | |", "|---|---|", *rows])
 
     def __str__(self) -> str:
@@ -291,7 +293,7 @@ class Sample:
         return table
 
     def _heading(self) -> str:
-        return f"{self.name} ({self.unit})" if self.unit else self.name
+        return escape_controls(f"{self.name} ({self.unit})" if self.unit else self.name)
 
     def _numbers(self) -> dict[str, str]:
         places = _places(self.sd, self.maximum)

@@ -3,32 +3,37 @@
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.errors import InvalidInputError, escape_controls
 
 if TYPE_CHECKING:
     import rich.table
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Table", "say_bytes"]
+__all__ = ["Table", "escape_markdown", "say_bytes"]
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under a heading, each cell already a text.
 
+    Whatever texts hold is shown and not obeyed, by a terminal, rich, Markdown or HTML; what is a
+    control character is written as :func:`~constrained_cnn.errors.escape_controls` writes it.
+
     Attributes:
         columns: The heading of each column; one that begins with ``<`` is set to the left, the
-            others to the right, as numbers are.
+            others to the right, as numbers are. They may begin with ``>``: before a name, which
+            could begin with either sign itself.
         rows: The rows.
         totals: A last row, set apart; empty for none.
         title: A line above it.
         may_go: Headings of columns that a narrow terminal leaves out, in the order they go; columns
             without content go before them. Everywhere else the table is whole.
-        note: A line below it.
+        note: Lines below it.
         colours: For each row the colour of one of its cells in a terminal or a notebook; empty for
             none.
         coloured: Heading of the column whose cells have these colours.
@@ -56,6 +61,13 @@ class Table:
     coloured: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("columns", "totals", "may_go"):
+            object.__setattr__(self, name, tuple(map(escape_controls, getattr(self, name))))
+        for name in ("title", "coloured"):
+            object.__setattr__(self, name, escape_controls(getattr(self, name)))
+        rows = tuple(tuple(map(escape_controls, row)) for row in self.rows)
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "note", escape_controls(self.note, keep_lines=True))
         if self.colours and len(self.colours) != len(self.rows):
             raise InvalidInputError(
                 f"colours={self.colours!r}: must be {len(self.rows)}, one for each row"
@@ -76,7 +88,7 @@ class Table:
     @property
     def headings(self) -> tuple[str, ...]:
         """The headings without the sign of their side."""
-        return tuple(column.removeprefix("<") for column in self.columns)
+        return tuple(column[column.startswith(("<", ">")) :] for column in self.columns)
 
     @property
     def _coloured(self) -> int:
@@ -108,13 +120,13 @@ class Table:
     def to_markdown(self) -> str:
         """Return the table in Markdown, the totals in bold."""
         rows = [
-            self.headings,
+            tuple(map(_escape_marks, self.headings)),
             tuple(":---" if left else "---:" for left in self._left),
-            *(tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows),
+            *(tuple(map(_escape_marks, row)) for row in self.rows),
         ]
         if self.totals:
-            rows.append(tuple(f"**{cell}**" if cell else "" for cell in self.totals))
-        note = f"\n{self.note}\n" if self.note else ""
+            rows.append(tuple(f"**{_escape_marks(cell)}**" if cell else "" for cell in self.totals))
+        note = f"\n{escape_markdown(self.note)}\n" if self.note else ""
         return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + note
 
     def to_csv(self) -> str:
@@ -208,7 +220,7 @@ class Table:
             pad_edge=False,
         )
         for i, width in zip(shown, widths, strict=True):
-            # Cells are texts, not markup: a path may hold brackets.
+            # As Text, for rich reads a str as markup, and a path may hold brackets.
             table.add_column(
                 Text(self.headings[i]),
                 Text(self.totals[i]) if self.totals else Text(""),
@@ -253,6 +265,33 @@ def _shared_out(
 def _is_number(cell: str) -> bool:
     digits = cell.replace(",", "").replace(".", "", 1).removeprefix("-").removeprefix("+")
     return digits.isdigit()
+
+
+# What has a meaning anywhere in a line. An underscore within a word has none, a bracket none alone.
+_MARKS = re.compile(r"(?<=[^\W_])_+(?=[^\W_])|([\\`*_|~$]|\](?=\())")
+# What begins a heading, a list, a quotation or a rule where it begins a line.
+_BEGINNING = re.compile(r"^(\d+(?=[.)])|(?=[#>+=:[-]))")
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return lines of a text that Markdown shows as they are.
+
+    Args:
+        text: The text, without control characters.
+
+    Examples:
+        >>> print(escape_markdown("# max_pool [a](b) <c>"))
+        \# max_pool [a\](b) &lt;c>
+    """
+    lines = (_escape_marks(line.strip()) for line in text.split("\n"))
+    return "\n".join(_BEGINNING.sub(r"\1\\", line) for line in lines)
+
+
+def _escape_marks(text: str) -> str:
+    """Return a text that Markdown shows as it is within a line or a cell."""
+    marked = _MARKS.sub(lambda match: f"\\{match[0]}" if match[1] else match[0], text)
+    # Not with a backslash, so that it is no tag for what knows HTML alone either.
+    return marked.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def say_bytes(count: int) -> str:

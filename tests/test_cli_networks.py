@@ -5,11 +5,13 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import constrained_cnn
 from constrained_cnn.cli import main
 
 NET = """
@@ -207,6 +209,82 @@ def Net():
     assert (totals[0]["old"], totals[0]["new"]) == (4 * 10, 6 * 9)
     assert (sys.path, os.getcwd()) == (path, here)
     assert not {name for name in set(sys.modules) - modules if "widths" in name or "net" in name}
+
+
+def planted(folder: Path, *names: str) -> Path:
+    """Put modules into a folder that write a file where they are run, and return that file."""
+    folder.mkdir(exist_ok=True)
+    ran = folder / "ran"
+    for name in names:
+        text = f"open({str(ran)!r}, 'a').write({name!r})\nraise ImportError('planted')\n"
+        (folder / f"{name}.py").write_text(text)
+    package = folder / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"open({str(ran)!r}, 'w')\nraise ImportError('planted')\n")
+    return ran
+
+
+NAMES = ("random", "json", "sympy", "torchinfo", "rich", "numpy", "argparse", "tomllib")
+
+
+def command(folder: Path, *words: str, module: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder: as it is installed, or as a module."""
+    call = "import sys; sys.path.remove(''); from constrained_cnn.cli import main; sys.exit(main())"
+    start = ["-m", "constrained_cnn"] if module else ["-c", call]
+    return subprocess.run(
+        [sys.executable, *start, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(constrained_cnn.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_modules_that_lie_about_are_not_run(tmp_path: Path, module: bool) -> None:
+    ran = planted(tmp_path / "here", *NAMES, "opt_einsum")
+    for name in ("budget", "summary"):
+        done = command(ran.parent, name, "mnist_12k", "--input", "1,28,28", module=module)
+        assert done.returncode == 0, done.stderr
+        assert "12,000" in done.stdout
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("module", [False, True])
+@pytest.mark.parametrize("word", ["net.py:Net", "net:Net", "../here/net.py:Net"])
+def test_neighbours_are_found_behind_what_is_installed(
+    tmp_path: Path, word: str, module: bool
+) -> None:
+    ran = planted(tmp_path / "here", *NAMES)
+    (ran.parent / "neighbour.py").write_text("WIDTH = 7")
+    (ran.parent / "net.py").write_text(
+        "import random, json, argparse, tomllib, torch\nfrom neighbour import WIDTH\n"
+        "def Net(): return torch.nn.Conv2d(1, WIDTH, 1)"
+    )
+    done = command(ran.parent, "summary", word, "--input", "1,4,4", module=module)
+    assert done.returncode == 0, done.stderr
+    assert "Total params: 14" in done.stdout
+    assert not ran.exists()
+
+
+def test_what_is_on_the_path(capsys: Captured) -> None:
+    Path("folder").mkdir()
+    Path("folder", "shows.py").write_text(
+        "import json, sys\nfrom torch import nn\n"
+        "def net():\n    print(json.dumps(sys.path))\n    return nn.Conv2d(1, 2, 3)"
+    )
+    Path("shows_too.py").write_text(Path("folder", "shows.py").read_text())
+    for word, folder in (("folder/shows.py:net", Path("folder")), ("shows_too:net", Path())):
+        assert main(["budget", word, "--input", "1,8,8"]) == 0
+        assert json.loads(capsys.readouterr().err) == [*sys.path, str(folder.resolve())]
+
+
+def test_a_module_behind_an_installed_one_is_named_as_a_file(capsys: Captured) -> None:
+    Path("random.py").write_text("from torch import nn\nthe_network = nn.Conv2d(1, 2, 3)")
+    assert main(["budget", "random:the_network", "--input", "1,8,8"]) == 2
+    assert "so give the file: random.py:the_network" in capsys.readouterr().err
+    assert main(["budget", "random.py:the_network", "--input", "1,8,8"]) == 0
 
 
 def test_what_a_network_prints_is_kept_off_the_result(capsys: Captured) -> None:

@@ -213,7 +213,7 @@ def test_json_is_strict_and_complete() -> None:
 
 def test_tables_escape_the_name() -> None:
     sample = Sample((1.0, 2.0), name="a|<b>[red]")
-    assert sample.to_markdown().startswith("| a\\|<b>[red] (%) | |")
+    assert sample.to_markdown().startswith("| a\\|&lt;b>[red] (%) | |")
     assert "a|&lt;b&gt;" in sample._repr_html_()
     console = Console(width=80)
     with console.capture() as capture:

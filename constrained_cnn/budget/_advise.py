@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from constrained_cnn.budget._advice import ChannelCost, channel_costs
+from constrained_cnn.errors import escape_controls
 from constrained_cnn.graph import Graph
 from constrained_cnn.table import Table
 from constrained_cnn.tracing import as_graph
@@ -44,7 +45,7 @@ class Advice:
         return Table(columns, tuple(rows), title=f"One more channel in {self.model}")
 
     def __repr__(self) -> str:
-        return f"Advice({self.model}: {len(self.costs)} groups of channels)"
+        return escape_controls(f"Advice({self.model}: {len(self.costs)} groups of channels)")
 
     def __str__(self) -> str:
         return str(self.table())

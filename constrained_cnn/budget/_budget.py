@@ -17,8 +17,9 @@ from constrained_cnn.budget._parameters import (
     deployed_by_layer,
     parameters_by_layer,
 )
+from constrained_cnn.errors import escape_controls
 from constrained_cnn.graph import Graph, Work
-from constrained_cnn.table import Table, say_bytes
+from constrained_cnn.table import Table, escape_markdown, say_bytes
 from constrained_cnn.tracing import as_graph
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Budget:
     @property
     def _title(self) -> str:
         shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.input_shapes)
-        return f"{self.model} on {shapes}{self._incomplete}"
+        return escape_controls(f"{self.model} on {shapes}{self._incomplete}")
 
     @property
     def _incomplete(self) -> str:
@@ -233,7 +234,7 @@ class Budget:
 
     def __repr__(self) -> str:
         numbers = f"{self.parameters.total:,} parameters, {self.macs:,} MACs"
-        return f"Budget({self.model}: {numbers}{self._incomplete})"
+        return escape_controls(f"Budget({self.model}: {numbers}{self._incomplete})")
 
     def __str__(self) -> str:
         return f"{self._title}\n\n{self.totals()}"
@@ -248,7 +249,8 @@ class Budget:
 
     def to_markdown(self) -> str:
         """Return the totals and the layers as tables in Markdown."""
-        return f"{self._title}\n\n{self.totals().to_markdown()}\n{self.table().to_markdown()}"
+        tables = f"{self.totals().to_markdown()}\n{self.table().to_markdown()}"
+        return f"{escape_markdown(self._title)}\n\n{tables}"
 
     def to_dict(self, *, layers: bool = True) -> dict[str, Any]:
         """Return everything as plain data, with the version of the schema.

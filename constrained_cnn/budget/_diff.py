@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.table import Table
+from constrained_cnn.errors import InvalidInputError, escape_controls
+from constrained_cnn.table import Table, escape_markdown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -111,11 +111,11 @@ class Diff:
         """Return the totals as a table."""
         rows = tuple(change.cells() for change in self.totals)
         return Table(
-            ("<cost", *self.labels, "difference", "share"),
+            ("<cost", *(f">{label}" for label in self.labels), "difference", "share"),
             rows,
             title=f"{self.old} -> {self.new}",
             may_go=("share",),
-            note="\n".join(self.notes),
+            note="\n".join(map(escape_controls, self.notes)),
         )
 
     def layer_table(self) -> Table:
@@ -144,7 +144,7 @@ class Diff:
 
     def __repr__(self) -> str:
         layers = len({change.layer for change in self.layers})
-        return f"Diff({self.old} -> {self.new}, layers that changed: {layers})"
+        return escape_controls(f"Diff({self.old} -> {self.new}, layers that changed: {layers})")
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self._tables()))
@@ -157,7 +157,10 @@ class Diff:
 
     def to_markdown(self) -> str:
         """Return the tables and notes in Markdown, as a comment on a change shows them."""
-        return "\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in self._tables())
+        return "\n".join(
+            f"**{escape_markdown(table.title)}**\n\n{table.to_markdown()}"
+            for table in self._tables()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, with the version of the schema."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from constrained_cnn.budget._folding import foldable
 from constrained_cnn.budget._parameters import Parameters
-from constrained_cnn.errors import InvalidInputError, check_choice
+from constrained_cnn.errors import InvalidInputError, check_choice, escape_controls
 from constrained_cnn.graph import Graph, TensorInfo, bytes_of
 from constrained_cnn.table import say_bytes
 
@@ -64,7 +64,7 @@ class Timeline:
         return f"Timeline({self})"
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.peak:,} bytes at {self.peak_layer}"
+        return escape_controls(f"{self.name}: {self.peak:,} bytes at {self.peak_layer}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +125,7 @@ class Memory:
     def __repr__(self) -> str:
         saved = self.saved_for_backward
         trained = "cannot tell" if saved is None else say_bytes(saved)
-        return (
+        return escape_controls(
             f"Memory(weights {say_bytes(self.weights)}, inference peak "
             f"{say_bytes(self.inference_peak)} at {self.peak_layer}, saved for backward {trained})"
         )

@@ -16,7 +16,7 @@ from constrained_cnn.cli._networks import add_network_commands
 from constrained_cnn.cli._rules import add_check_command
 from constrained_cnn.cli._runs import add_run_commands
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_INTERRUPTED
-from constrained_cnn.errors import ConstrainedCNNError
+from constrained_cnn.errors import ConstrainedCNNError, escape_controls
 
 __all__ = ["main", "make_parser"]
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CANNOT_RUN
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         return EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -33,6 +33,7 @@ def add_diff_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 def _diff(options: argparse.Namespace) -> int:
     from constrained_cnn.budget import diff, measure_budget
     from constrained_cnn.constraints import check
+    from constrained_cnn.table import escape_markdown
 
     rules, graphs = None, []
     for name in (options.old, options.new):
@@ -51,7 +52,7 @@ def _diff(options: argparse.Namespace) -> int:
         print(change.to_markdown(), end="")
         if reports:
             table = reports[1].beside(reports[0])
-            print(f"\n**{table.title}**\n\n{table.to_markdown()}")
+            print(f"\n**{escape_markdown(table.title)}**\n\n{table.to_markdown()}")
             print(f"```text\n{reports[1].explain()}\n```")
     else:
         show(change.table(), *([change.layer_table()] if change.layers else []))

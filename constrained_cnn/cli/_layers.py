@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from constrained_cnn.errors import TracingError
+from constrained_cnn.errors import TracingError, escape_controls
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,5 +40,8 @@ def layer_table(model: "nn.Module", *input_shapes: Sequence[int], depth: int) ->
         raise TracingError(
             f"{type(model).__name__} cannot take an input of shape {shapes}: {reason}"
         ) from error
+    for row in table.summary_list:
+        row.class_name, row.var_name = map(escape_controls, (row.class_name, row.var_name))
+    table.formatting.set_layer_name_width(table.summary_list)
     # torchinfo 1.8 prints the name of an enum member for the unit (its bug on Python 3.11).
     return str(table).replace("Units.MEGABYTES", "M").replace("Units.GIGABYTES", "G")

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 def opened(word: str) -> "Iterator[nn.Module]":
     """Give the network that a word names; what runs it belongs inside the ``with``.
 
-    Inside, its file's folder can be imported from, as when Python runs the file, and what it prints
-    goes to standard error. Afterwards path, folder and modules are as they were, so that another
-    file may have neighbours of the same names.
+    Inside, modules beside its file, or in the current folder for ``MODULE:FACTORY``, can be
+    imported, unless one of that name is installed; what it prints goes to standard error.
+    Afterwards path, folder and modules are as they were, so that another file may have neighbours
+    of the same names.
 
     Args:
         word: Name of a model of the package, ``MODULE:FACTORY`` or ``FILE.py:FACTORY``.
@@ -43,7 +44,9 @@ def opened(word: str) -> "Iterator[nn.Module]":
         TracingError: If its file or factory fails, or gives no network.
     """
     place = Path(word.rpartition(":")[0])
-    with redirect_stdout(sys.stderr), _as_before(place.parent if place.suffix == ".py" else None):
+    is_file = place.suffix == ".py"
+    folder = place.parent if is_file else Path() if ":" in word else None
+    with redirect_stdout(sys.stderr), _as_before(folder, forget=is_file):
         try:
             yield _of_package(word) if ":" not in word else _made(word)
         except SystemExit as error:
@@ -67,36 +70,38 @@ def _of_package(word: str) -> "nn.Module":
 
 
 @contextmanager
-def _as_before(folder: Path | None) -> Iterator[None]:
-    """Let modules beside a file, and in the current folder, be imported; then undo it all."""
+def _as_before(folder: Path | None, *, forget: bool) -> Iterator[None]:
+    """Let modules of a folder, if any, be imported; then undo it all, and ``forget`` them."""
     here = os.getcwd()
     path, known = list(sys.path), set(sys.modules)
-    homes = [str(home.resolve()) for home in (folder, Path(here)) if home is not None]
-    sys.path[:0] = homes
-    importlib.invalidate_caches()
+    if folder is not None:
+        folder = folder.resolve()
+        # Behind all others, so that a random.py or torch/ in it takes the place of nothing.
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = path
         os.chdir(here)
-        if folder is not None:
-            _forget(set(sys.modules) - known, homes)
+        if folder is not None and forget:
+            _forget(set(sys.modules) - known, folder)
 
 
-def _forget(names: set[str], homes: list[str]) -> None:
-    """Forget modules whose outermost package was found directly in one of some folders."""
-    found = {name for name in names if "." not in name and _home(sys.modules[name]) in homes}
+def _forget(names: set[str], folder: Path) -> None:
+    """Forget modules whose outermost package was found directly in a folder."""
+    found = {name for name in names if "." not in name and _home(sys.modules[name]) == folder}
     for name in names:
         if name.partition(".")[0] in found:
             del sys.modules[name]
 
 
-def _home(module: ModuleType) -> str | None:
+def _home(module: ModuleType) -> Path | None:
     """Return the folder that a module or package lies in."""
     said = module.__dict__ if isinstance(module, ModuleType) else {}  # not what __getattr__ loads
     folders = list(said.get("__path__") or [])  # of a package
     file = folders[0] if folders else said.get("__file__")
-    return str(Path(file).resolve().parent) if file else None
+    return Path(file).resolve().parent if file else None
 
 
 def _made(word: str) -> "nn.Module":
@@ -106,7 +111,7 @@ def _made(word: str) -> "nn.Module":
     place, _, attribute = word.rpartition(":")
     module = _imported(word, place)
     if not hasattr(module, attribute):
-        hint = closest(attribute, vars(module))
+        hint = closest(attribute, vars(module)) or _hidden(module, attribute)
         raise TracingError(f"{word!r}: {place!r} has no {attribute!r}{hint}")
     found = getattr(module, attribute)
     if not isinstance(found, nn.Module):
@@ -115,6 +120,15 @@ def _made(word: str) -> "nn.Module":
         kind = type(found).__name__
         raise TracingError(f"{word!r} gave an object of type {kind}, not a torch.nn.Module")
     return found
+
+
+def _hidden(module: ModuleType, attribute: str) -> str:
+    """Return how to name a file of the current folder, where an installed module has its name."""
+    file = Path(*module.__name__.split(".")).with_suffix(".py")
+    home = _home(module)
+    if not file.is_file() or home == file.resolve().parent:
+        return ""
+    return f"; a module of that name is installed, so give the file: {file}:{attribute}"
 
 
 def _imported(word: str, place: str) -> ModuleType:

@@ -16,7 +16,7 @@ from constrained_cnn.cli._options import (
 )
 from constrained_cnn.cli._printing import show
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_FAILED
-from constrained_cnn.errors import InvalidInputError
+from constrained_cnn.errors import InvalidInputError, escape_controls
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,7 +138,7 @@ def _field(options: argparse.Namespace) -> int:
 
         _say_written(plots.save_figure(plots.receptive_field_growth(field), options.plot))
     if graph.unknown:
-        print(f"not known: {', '.join(graph.unknown)}", file=sys.stderr)
+        print(escape_controls(f"not known: {', '.join(graph.unknown)}"), file=sys.stderr)
         return EXIT_CANNOT_RUN
     if proof is None or proof.ok:
         return EXIT_DONE
@@ -168,4 +168,4 @@ def _proof(
 
 
 def _say_written(path: Any) -> None:
-    print(f"Picture: {path}", file=sys.stderr)
+    print(escape_controls(f"Picture: {path}"), file=sys.stderr)

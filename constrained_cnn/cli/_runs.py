@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from constrained_cnn.cli._printing import plain_console
 from constrained_cnn.cli._status import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_INTERRUPTED
 from constrained_cnn.cli._told import announce, report, say_done_before, stopped_of
-from constrained_cnn.errors import CheckpointError, DataError, InvalidInputError
+from constrained_cnn.errors import CheckpointError, DataError, InvalidInputError, escape_controls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,13 +120,11 @@ def _seed_range(text: str) -> list[int]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from constrained_cnn.training._progress import BestEffort, standard_error
 
     out = BestEffort(sys.stdout)
     with _losing_what_cannot_be_shown():
-        results = Console(file=cast("TextIO", out), highlight=False)
+        results = plain_console(cast("TextIO", out))
         status = _train_recipe(options, standard_error() if options.json else results)
     if out.error is not None:  # now that nothing is lost by it
         raise out.error
@@ -223,9 +222,10 @@ def _said_if_broken_off(folder: "Path") -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if folder.exists():
+            how = escape_controls(f"--resume --out {folder}")
             print(
                 "Stopped at once; what the last checkpoint holds is kept. To go on, give the same "
-                f"command with --resume --out {folder}",
+                f"command with {how}",
                 file=sys.stderr,
             )
         raise
@@ -257,20 +257,16 @@ def _finished_before(options: argparse.Namespace, folder: "Path") -> list[int]:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Show a warning so that it cannot be missed."""
-    from rich.console import Console
     from rich.panel import Panel
-    from rich.text import Text
 
-    # As Text: a path in the message may hold brackets, which rich would take for markup.
-    panel = Panel(Text(str(message)), title=category.__name__, border_style="bold red")
-    Console(stderr=True).print(panel)
+    text = escape_controls(str(message), keep_lines=True)
+    panel = Panel(text, title=category.__name__, border_style="bold red")
+    plain_console(stderr=True).print(panel)
 
 
 def _predict(options: argparse.Namespace) -> int:
     import torch
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from constrained_cnn import data
 
@@ -311,8 +307,10 @@ def _predict(options: argparse.Namespace) -> int:
     for answer in answers:
         percent = 100 * answer["probability"]
         chance = f"{percent:.1f} %" if percent < 99.95 else "over 99.9 %"
-        table.add_row(Text(answer["image"]), answer["class"], chance, answer["runner_up"])
-    Console().print(table)
+        names = answer["image"], answer["class"], answer["runner_up"]
+        picture, reads, next_best = map(escape_controls, names)
+        table.add_row(picture, reads, chance, next_best)
+    plain_console().print(table)
     return EXIT_CANNOT_RUN if unread else EXIT_DONE
 
 
@@ -332,7 +330,7 @@ def _trained_model(folder: str | None) -> tuple[Any, ...]:
         raise CheckpointError(f"run={folder!r}: is not finished; go on with it by --resume first")
     if record.data["name"] != "mnist":
         print(
-            f"note: this run was trained on {record.data['name']}, not on MNIST; "
+            f"note: this run was trained on {escape_controls(record.data['name'])}, not on MNIST; "
             "it may read drawings badly",
             file=sys.stderr,
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from constrained_cnn.cli._layers import layer_table
+from constrained_cnn.errors import escape_controls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,10 +58,8 @@ def report(
             parts += [f"seed {seed} after {how}" for seed, how in zip(stopped, kept, strict=True)]
             parts += [f"{_of_seeds(missing)} not begun"] if missing else []
             said = f"Stopped: {', '.join(parts)}; what was done is kept"
-        print(
-            f"{said}. To go on, give the same command with --resume --out {folder}",
-            file=sys.stderr,
-        )
+        how = f"{said}. To go on, give the same command with --resume --out {folder}"
+        print(escape_controls(how), file=sys.stderr)
 
 
 def _say_kept(record: "RunRecord") -> str:
@@ -83,7 +82,7 @@ def _print_places(
     if options.seeds is not None and _sample(records) is not None:
         lines.append(f"All seeds together: {folder / 'sample.json'} and {folder / 'seeds.png'}")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        _print_line(console, line)
 
 
 def announce(
@@ -101,7 +100,7 @@ def announce(
     if before:
         lines.append(f"Finished already and not trained again: {_of_seeds(before)}")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        _print_line(console, line)
 
 
 def say_done_before(
@@ -110,8 +109,11 @@ def say_done_before(
     """Say, once it is known that they are what was asked for, that all runs were finished."""
     if len(before) == _runs_of(options):
         which = "the run is" if options.seeds is None else f"the runs of {_of_seeds(before)} are"
-        line = f"Nothing to train: {which} finished already, in {folder}{os.sep}"
-        console.print(line, markup=False, soft_wrap=True)
+        _print_line(console, f"Nothing to train: {which} finished already, in {folder}{os.sep}")
+
+
+def _print_line(console: "Console", line: str, style: str = "") -> None:
+    console.print(escape_controls(line), style=style, soft_wrap=True)
 
 
 def _runs_of(options: argparse.Namespace) -> int:
@@ -161,7 +163,7 @@ def _print_layers(console: "Console", recipe: "Recipe") -> None:
 
     model = models.create_model(recipe.model)
     table = layer_table(model, recipe.input_shape, depth=2)
-    console.print(table, markup=False, soft_wrap=True)
+    console.print(table, soft_wrap=True)
 
 
 def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
@@ -170,7 +172,8 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
 
     kind = _kind(records)
     first = records[0]
-    table = Table(title=f"{first.model} on {first.data['name']}, {first.parameters:,} parameters")
+    title = f"{first.model} on {first.data['name']}, {first.parameters:,} parameters"
+    table = Table(title=escape_controls(title))
     for heading in ("seed", "epochs", f"{kind} accuracy", "wrong", "loss", "time of epochs"):
         table.add_column(heading, justify="right")
     for record in records:
@@ -191,9 +194,8 @@ def _print_records(console: "Console", records: "Sequence[RunRecord]") -> None:
         console.print(sample)
     _print_rules(console, records)
     if first.data["asked"] == "auto" and first.data["name"] != "mnist":
-        console.print(
-            f"These figures are of the {first.data['name']} set, not of MNIST.", style="bold red"
-        )
+        line = f"These figures are of the {first.data['name']} set, not of MNIST."
+        _print_line(console, line, style="bold red")
 
 
 def _print_rules(console: "Console", records: "Sequence[RunRecord]") -> None:
@@ -209,13 +211,12 @@ def _print_rules(console: "Console", records: "Sequence[RunRecord]") -> None:
         which = _of_seeds(seeds) if len(seeds) < len(records) else f"each of {len(seeds)} seeds"
         of = f", {which}" if len(records) > 1 else ""
         summary = reports[seeds[0]]["summary"]
-        console.print(f"Rules, {summary}{of}", markup=False, soft_wrap=True)
+        _print_line(console, f"Rules, {summary}{of}")
         for found in zip(*map(_open_ones, reports.values()), strict=True):
             first = found[0]
             said = _said_of_each(dict(zip(seeds, map(_said, found), strict=True)))
             line = f"  {first['verdict']}: {first['label']}: {first['required']} required, {said}"
-            colour = "red" if first["verdict"] == "fail" else "yellow"
-            console.print(line, style=colour, markup=False, soft_wrap=True)
+            _print_line(console, line, "red" if first["verdict"] == "fail" else "yellow")
 
 
 def _open_ones(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from constrained_cnn.constraints._measured import Measured, say
 from constrained_cnn.constraints._rule import Finding
 from constrained_cnn.constraints._verdict import Verdict, all_of
-from constrained_cnn.errors import ConstraintError, InvalidInputError
-from constrained_cnn.table import Table
+from constrained_cnn.errors import ConstraintError, InvalidInputError, escape_controls
+from constrained_cnn.table import Table, escape_markdown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -99,10 +99,16 @@ class Report:
                 f"{finding.measured}{excess}"
             )
             lines += [f"    {said}" for said in finding.evidence]
+        lines = list(map(escape_controls, lines))
         return "\n".join(lines if width is None else [_filled(line, width) for line in lines])
 
     def summary(self) -> str:
         """Return in one line how many rules are kept."""
+        return escape_controls(self._summary)
+
+    @property
+    def _summary(self) -> str:
+        """The summary with all names as they are."""
         kept = sum(finding.verdict is Verdict.PASS for finding in self.judged)
         parts = [f"{kept} of {len(self.judged)} rules kept"]
         parts += [f"{len(self.failed)} broken"] if self.failed else []
@@ -179,7 +185,8 @@ class Report:
     def to_markdown(self) -> str:
         """Return the table with its evidence in Markdown, as a comment on a change shows it."""
         table = self.table()
-        return f"**{table.title}**\n\n{table.to_markdown()}\n{self.summary()}\n"
+        title, summary = map(escape_markdown, (table.title, self.summary()))
+        return f"**{title}**\n\n{table.to_markdown()}\n{summary}\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, with the version of the schema."""
@@ -189,7 +196,7 @@ class Report:
             "input_shapes": [list(shape) for shape in self.input_shapes],
             "constraints": self.constraints,
             "runs": list(self.runs),
-            "summary": self.summary(),
+            "summary": self._summary,
             "verdict": self.verdict.value,
             "ok": self.ok,
             "findings": [finding.to_dict() for finding in self.findings],

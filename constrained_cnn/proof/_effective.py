@@ -16,6 +16,7 @@ from constrained_cnn.errors import (
     TracingError,
     check_integer,
     check_number,
+    escape_controls,
     reason_of,
 )
 from constrained_cnn.proof._running import Target, copy_of, run
@@ -91,7 +92,7 @@ class EffectiveField:
             for span, length in zip(self.intervals, self.map.shape, strict=True)
         ]
         unit = ", ".join("-" if number is None else str(number) for number in self.unit)
-        return (
+        return escape_controls(
             f"{self.model} at {self.layer}: unit ({unit}) can see {' x '.join(sizes)}; 95 % of its "
             f"gradient lies within {' x '.join([str(self.size(0.95))] * self.map.ndim)}"
         )

@@ -12,6 +12,7 @@ from constrained_cnn.errors import (
     InvalidInputError,
     TracingError,
     check_integer,
+    escape_controls,
 )
 from constrained_cnn.graph import Graph
 from constrained_cnn.proof._running import copy_of, positive
@@ -56,7 +57,7 @@ class FieldCheck:
         unit = "all units" if self.unit is None else f"unit {self.unit}"
         said = f"expected {_say(self.expected)}, found {_say(self.found)}"
         note = f" ({self.note})" if self.note else ""
-        return f"axis {self.axis}, {unit}, {self.method}: {said}: {verdict}{note}"
+        return escape_controls(f"axis {self.axis}, {unit}, {self.method}: {said}: {verdict}{note}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class FieldProof:
             if (these := [check for check in self.checks if check.method == method])
         )
         rest = "".join(f"\n  {check}" for check in self.checks if check.ok is not True)
-        return f"{self.model} at {self.layer}: {verdict} ({counts}){rest}"
+        return escape_controls(f"{self.model} at {self.layer}: {verdict} ({counts})") + rest
 
 
 def verify_receptive_field(

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, final
 
 import pytest
 
-from constrained_cnn.errors import ConstrainedCNNError, InvalidInputError, check_known_keys
+from constrained_cnn.errors import (
+    ConstrainedCNNError,
+    InvalidInputError,
+    check_known_keys,
+    escape_controls,
+)
 from constrained_cnn.pytest_plugin._baseline import (
     UPDATE,
     Entry,
@@ -227,7 +232,7 @@ class NetworkCheck:
 
     def _note(self, text: str) -> None:
         # A property of the report, which the processes of pytest-xdist hand on too.
-        self._test.user_properties.append((_NOTE, text))
+        self._test.user_properties.append((_NOTE, escape_controls(text)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from constrained_cnn.errors import (
     InvalidInputError,
     OutputError,
     check_integer,
+    escape_controls,
     reason_of,
 )
 from constrained_cnn.record import write_atomically
@@ -145,11 +146,12 @@ def _is_broken(change: "Change") -> bool:
 
 def problem_of(old: Entry | None, now: Entry, budget: "Budget") -> str:
     """Say what is beyond the baseline, where, and by how much; nothing if nothing is."""
+    model = escape_controls(now.model)
     if old is None:
-        return f"{now.model}: is not in the baseline"
+        return f"{model}: is not in the baseline"
     if old.sample != now.sample:
         return (
-            f"{now.model}: the baseline is for one sample of {old.sample}, and this is one of "
+            f"{model}: the baseline is for one sample of {old.sample}, and this is one of "
             f"{now.sample}: their costs do not compare"
         )
     broken = [change for change in changes(old, now) if _is_broken(change)]
@@ -157,9 +159,9 @@ def problem_of(old: Entry | None, now: Entry, budget: "Budget") -> str:
         return ""
     columns = ("<of one sample", "baseline", "now", "difference", "share")
     parts = [
-        f"{now.model}: {in_short(broken)} beyond the baseline",
+        f"{model}: {escape_controls(in_short(broken))} beyond the baseline",
         str(Table(columns, tuple(map(_row, broken)))),
-        "\n".join(_heaviest(budget, broken)),
+        "\n".join(map(escape_controls, _heaviest(budget, broken))),
     ]
     return "\n\n".join(filter(None, parts))
 

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from constrained_cnn.errors import InvalidInputError, TracingError, check_integer
+from constrained_cnn.errors import (
+    InvalidInputError,
+    TracingError,
+    check_integer,
+    escape_controls,
+)
 from constrained_cnn.graph import Graph, Layer, Read, Resample, Window
 from constrained_cnn.receptive_field._faces import (
     axis_as_data,
@@ -92,11 +97,13 @@ class ReceptiveField:
     def __str__(self) -> str:
         whole = self.first_to_see_all
         rest = "" if whole is None else f"; first to see the whole image: {whole}"
-        return f"{self.model} at {self.layer}: {line_of(self.axes)}{rest}"
+        return escape_controls(f"{self.model} at {self.layer}: {line_of(self.axes)}{rest}")
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
         yield self.table()
-        yield str(self)
+        yield Text(str(self))
 
     def _repr_html_(self) -> str:
         return f"{self.table().to_html()}<p>{html.escape(str(self))}</p>"

@@ -295,8 +295,8 @@ def _check_refused(refused: int, where: str, report: Report) -> None:
     if refused == MOST_REFUSED:
         raise InvalidInputError(
             f"rules: the best {MOST_REFUSED} networks that meet the limits break one, the last of "
-            f"them at {where}: {report.explain()}\nChange what make gives, leave the rule out, or "
-            "say by where= which widths may be"
+            f"them at {where}: {'; '.join(map(str.strip, report.explain().splitlines()))}. Change "
+            "what make gives, leave the rule out, or say by where= which widths may be"
         )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from constrained_cnn.errors import InvalidInputError
-from constrained_cnn.table import Table
+from constrained_cnn.errors import InvalidInputError, escape_controls
+from constrained_cnn.table import Table, escape_markdown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -123,7 +123,7 @@ class Fits:
             if limit != (self.target, self.target) or name != self.quantity
         ]
         near = "Networks of" if met and self.answers else "Networks nearest to"
-        return f"{near} {', '.join([goal, *limits])}; {self.order} first"
+        return escape_controls(f"{near} {', '.join([goal, *limits])}; {self.order} first")
 
     def table(self) -> Table:
         """Return the answers as a table, a row for each."""
@@ -143,11 +143,11 @@ class Fits:
         )
         headings = tuple(map(_heading, shown))
         return Table(
-            ("", *names, *headings, "off target", "criterion"),
+            ("", *(f">{name}" for name in names), *headings, "off target", "criterion"),
             rows,
             title=self._title,
             may_go=tuple(reversed(headings[1 + len(asked) :])),
-            note=self.note,
+            note=escape_controls(self.note),
         )
 
     def _quantities(self) -> list[str]:
@@ -157,21 +157,25 @@ class Fits:
         return f"Fits({self._title}: {len(self)} found)"
 
     def __str__(self) -> str:
-        return str(self.table()) if self.answers else f"{self._title}\n\n{self.note}"
+        if self.answers:
+            return str(self.table())
+        return f"{self._title}\n\n{escape_controls(self.note)}"
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        yield self.table() if self.answers else str(self)
+        from rich.text import Text
+
+        yield self.table() if self.answers else Text(str(self))
 
     def _repr_html_(self) -> str:
         if self.answers:
             return self.table().to_html()
-        return f"<p>{html.escape(self._title)}</p><p>{html.escape(self.note)}</p>"
+        return "".join(f"<p>{html.escape(line)}</p>" for line in str(self).split("\n\n"))
 
     def to_markdown(self) -> str:
         """Return the answers as a table in Markdown."""
         if self.answers:
-            return f"{self._title}\n\n{self.table().to_markdown()}"
-        return f"{self}\n"
+            return f"{escape_markdown(self._title)}\n\n{self.table().to_markdown()}"
+        return f"{escape_markdown(str(self))}\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, with the version of the schema."""

@@ -322,7 +322,7 @@ class _Failure:
             error = pickle.loads(self.content)
         if not isinstance(error, Exception):
             error = ConstrainedCNNError(
-                f"a process raised {self.said}\n(the error itself cannot be sent from one process "
+                f"a process raised {self.said} (the error itself cannot be sent from one process "
                 "to another; workers=1 raises it here)"
             )
         error.add_note(f"It was raised in another process:\n{self.trace}")

@@ -73,6 +73,7 @@ def standard_error() -> Console:
         stderr=True,
         highlight=False,
         markup=False,
+        emoji=False,
         soft_wrap=True,
     )
 
