@@ -190,7 +190,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         named, after = self.children()
-        return after(named(x))  # type: ignore[no-any-return]
+        return after(named(x))
 
 
 def network(name: str, width: int = 3) -> nn.Module:
