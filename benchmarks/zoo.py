@@ -215,6 +215,7 @@ def count_flops(model: nn.Module, inputs: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     torch.backends.mha.set_fastpath_enabled(False)
+    model.requires_grad_(False)  # what takes a gradient outside of one trips the counter
     counter = FlopCounterMode(display=False, custom_mapping=MISSING)
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         call(model, inputs)
