@@ -489,9 +489,8 @@ def count_table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 off = sum(abs(said - true) > OFF * true for said, true in judged)
                 line += [f"{exact} of {len(judged)}", str(off)]
             cells.append(tuple(line))
-    columns = ("<library", "<tool", "networks", "answered")
-    columns += ("parameters exact", "parameters off", "MACs exact", "MACs off")
-    return Table(columns, tuple(cells))
+    counts = ("parameters exact", "parameters off", "MACs exact", "MACs off")
+    return Table(("<library", "<tool", "networks", "answered", *counts), tuple(cells))
 
 
 def time_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -534,9 +533,8 @@ def fold_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             agree = sum(_deployed_agrees(row) for row in own if row["fold"])
             counts = (str(number) for number in (len(own), len(done), norms, left, agree))
             cells.append((library, *counts, f"{worst:.1e}"))
-    columns = ("<library", "with batch norms", "folded", "batch norms", "left")
-    columns += ("deployed is what is left", "largest error")
-    return Table(columns, tuple(cells))
+    numbers = ("with batch norms", "folded", "batch norms", "left", "deployed is what is left")
+    return Table(("<library", *numbers, "largest error"), tuple(cells))
 
 
 def _deployed_agrees(row: Mapping[str, Any]) -> bool:
