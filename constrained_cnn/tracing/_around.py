@@ -81,10 +81,14 @@ class MovableState:
         self._random = _random_states()
 
     def _read(self) -> list[Any]:
-        files = {type(module).__module__ for module in self._network.modules()}
+        own = [
+            module
+            for module in self._network.modules()
+            if not type(module).__module__.startswith("torch.nn.")  # which change nothing
+        ]
+        files = {type(module).__module__ for module in own}
         spaces = [vars(sys.modules[name]) for name in sorted(files) if name in sys.modules]
-        own = [vars(module) for module in self._network.modules()]
-        return [_plain(space) for space in (*spaces, *own)]
+        return [_plain(space) for space in (*spaces, *map(vars, own))]
 
 
 def _random_states() -> list[Any]:

@@ -33,6 +33,8 @@ from constrained_cnn.tracing.operations import (
     tensors,
 )
 
+# What holds no tensor.
+_PLAIN = (bool, int, float, str)
 # Their work counts even where it does not depend on the input.
 _COSTLY = (*PRODUCTS, "attention")
 
@@ -96,7 +98,8 @@ class Recorder(Watcher):
         self.modules: dict[str, int] = {}
         self.given: Any = ()  # what the network gave
         for part in shadow.modules():
-            for tensor in tensors([part._parameters, part._buffers, list(vars(part).values())]):
+            held = [v for v in vars(part).values() if v is not None and not isinstance(v, _PLAIN)]
+            for tensor in tensors([part._parameters, part._buffers, held]):
                 self._keep(tensor)
         self.inputs = tuple(self._new_value(tensor) for tensor in inputs)
 

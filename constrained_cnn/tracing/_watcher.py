@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from constrained_cnn.tracing.operations import Call, spread, tensors
+from constrained_cnn.graph import ACTIVATIONS
+from constrained_cnn.tracing.operations import Call, elementwise, find, spread, tensors
 
 META = torch.device("meta")
 CONVOLUTIONS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))
@@ -158,9 +159,14 @@ def on_meta(sources: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any
 def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Run an operation on tensors without content.
 
-    On the meta device torch's batch norm is written in Python and takes a millisecond, more than
-    all the rest of a residual block; what comes out and what is kept is known without it.
+    On the meta device torch's batch norm and most activations are written in Python and take a
+    millisecond or more, more than all the rest of a residual block; what comes out and what is kept
+    is known without them.
     """
+    if not torch.is_grad_enabled() and _keeps_shape(func, args, kwargs):
+        x = args[0]
+        is_written = is_in_place(func) or any(a is True for a in (*args[1:], *kwargs.values()))
+        return x.zero_() if is_written else torch.empty_like(x)
     if func is F.batch_norm:
         x, *channels = args[:5] if len(args) >= 5 else (*args, *kwargs.values())
         sizes = {tensor.numel() for tensor in tensors(channels)}
@@ -171,6 +177,26 @@ def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not kwargs.get("dropout_p") and len(args) < 5 and not any(t.ndim < 3 for t in given[:3]):
             return _Attention.apply(*given)
     return func(*args, **kwargs)
+
+
+def _keeps_shape(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether what an operation gives is as its first argument: activations, sums of equals."""
+    operation = find(operation_name(func))
+    if operation is None or operation.draws or operation.reads is not elementwise:
+        return False
+    passes = operation.gradient == "passes" and operation.kind != "moves"
+    if not passes and operation.kind not in (*ACTIVATIONS, "add", "scale"):
+        return False
+    used = list(tensors((args, kwargs)))
+    alike = {(t.shape, t.dtype, t.device, t.layout) for t in used}
+    return (
+        len(alike) == 1
+        and used[0] is args[0]
+        and used[0].device == META
+        and used[0].is_floating_point()
+        and "out" not in kwargs
+        and not any(isinstance(value, complex) for value in args)
+    )
 
 
 def misfit_of(call: Call) -> str:
