@@ -86,7 +86,7 @@ def test_a_field_and_its_proof(capsys: Captured) -> None:
     assert main(["rf", "nets_for_tests:Small", "--input", "1,28,28", "--verify"]) == 0
     out = capsys.readouterr().out
     assert "3: conv2d: 5 of 28, jump 1, start 0" in out
-    assert "proved (nan 4 of 4, gradient 4 of 4)" in out
+    assert "proved (nan 4 of 4, gradient 4 of 4, change 4 of 4)" in out
     arguments = ["rf", "nets_for_tests:Small", "--input", "1,28,28", "--layer", "0"]
     assert main([*arguments, "--json", "--verify"]) == 0
     content = json.loads(capsys.readouterr().out)

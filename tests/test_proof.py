@@ -122,9 +122,10 @@ def test_right_fields_hold(name: str) -> None:
 
 def test_a_jump_is_proved_by_neighbours_of_each_phase() -> None:
     proof = verify_receptive_field(NETWORKS["nearest"], SHAPE)
-    assert [check.unit for check in proof.checks if check.axis == 0][::2] == [9, 10, 11]
-    assert [check.method for check in proof.checks[:2]] == ["nan", "gradient"]
-    assert str(proof) == "Sequential at 1: interpolate: proved (nan 6 of 6, gradient 6 of 6)"
+    assert [check.unit for check in proof.checks if check.axis == 0][::3] == [9, 10, 11]
+    assert [check.method for check in proof.checks[:3]] == ["nan", "gradient", "change"]
+    counts = "nan 6 of 6, gradient 6 of 6, change 6 of 6"
+    assert str(proof) == f"Sequential at 1: interpolate: proved ({counts})"
 
 
 def test_where_the_methods_differ_the_check_says_so() -> None:
@@ -325,9 +326,10 @@ def test_what_is_found_is_said() -> None:
     claim = claimed(measure_receptive_field(network, SHAPE), 0, AxisField(((0, 3),)))
     proof = verify_receptive_field(network, SHAPE, field=claim, units=[7])
     failed = [check for check in proof.checks if not check.ok]
-    assert [(c.axis, c.unit, c.expected, c.found) for c in failed] == [(0, 7, (7, 10), (7, 11))] * 2
-    assert "REFUTED (nan 1 of 2, gradient 1 of 2)\n  axis 0, unit 7, nan: expected 7 to" in str(
-        proof
+    assert [(c.axis, c.unit, c.expected, c.found) for c in failed] == [(0, 7, (7, 10), (7, 11))] * 3
+    assert (
+        "REFUTED (nan 1 of 2, gradient 1 of 2, change 1 of 2)\n  axis 0, unit 7, nan: expected 7 to"
+        in str(proof)
     )
 
 

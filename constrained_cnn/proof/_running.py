@@ -1,7 +1,7 @@
 """A copy of a network in double precision, run up to one of its values."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from constrained_cnn.errors import TracingError, reason_of
 from constrained_cnn.proof._swaps import is_selection, swap_of
-from constrained_cnn.tracing._around import undisturbed
+from constrained_cnn.tracing._around import states_of_others, undisturbed
 from constrained_cnn.tracing._copy import copied, in_double
 from constrained_cnn.tracing._watcher import Watcher, operation_name
 from constrained_cnn.tracing.operations import find, tensors
@@ -40,10 +40,12 @@ class Caught:
         value: The value.
         blind: The operation by which it depends on the image without a gradient; empty if there is
             none, or if that was not looked for.
+        drawn: Where random numbers stood at the end of the run.
     """
 
     value: Tensor
     blind: str = ""
+    drawn: tuple[object, ...] = ()
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -78,6 +80,7 @@ def run(
         with undisturbed(), catch.watching():
             torch.set_default_dtype(torch.float64)
             network(image)
+            drawn = (torch.get_rng_state().numpy().tobytes(), *states_of_others().values())
     except Exception as error:
         raise TracingError(
             f"{type(network).__name__} cannot be run in double precision on an image of shape "
@@ -88,7 +91,7 @@ def run(
             f"{type(network).__name__}: {target.op} in {target.path!r} did not run again as it was "
             "traced; name the layer to look at: layer=..."
         )
-    return catch.caught
+    return replace(catch.caught, drawn=drawn)
 
 
 class _Catch(Watcher):

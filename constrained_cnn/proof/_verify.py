@@ -1,6 +1,7 @@
 """Prove a receptive field on the running network."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from constrained_cnn.errors import (
     escape_controls,
 )
 from constrained_cnn.graph import Graph
+from constrained_cnn.proof._change import Changes, is_steady
 from constrained_cnn.proof._running import copy_of, positive
-from constrained_cnn.proof._scene import Scene, scene_of
+from constrained_cnn.proof._scene import Scene, scenes_of
 from constrained_cnn.receptive_field import AxisField, ReceptiveField, measure_receptive_field
 from constrained_cnn.receptive_field._axis import Span, clip
 from constrained_cnn.receptive_field._digits import Field
@@ -24,10 +26,12 @@ from constrained_cnn.receptive_field._positions import PositionField
 from constrained_cnn.tracing import trace
 from constrained_cnn.tracing._around import undisturbed
 
-Method = Literal["nan", "gradient"]
-_METHODS: tuple[Method, ...] = ("nan", "gradient")
+Method = Literal["nan", "gradient", "change"]
+_METHODS: tuple[Method, ...] = ("nan", "gradient", "change")
 _NAN_ALONE = "NaN passes through weights of 0, or an operation stops it"
 _NOT_FINITE = "the value is NaN without any in the image"
+_NO_CHANGE = "a change does not show: an activation stops it, or rounding swallows it"
+_UNSTEADY = "the forward gives something else from call to call"
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class FieldCheck:
     Attributes:
         axis: The axis of the image, from 0.
         unit: The unit along that axis; None where the layer has no units along it.
-        method: ``"nan"`` or ``"gradient"``.
+        method: ``"nan"``, ``"gradient"`` or ``"change"``.
         expected: First and last position it is said to see; None for nothing.
         found: First and last position it sees of the image; None for nothing.
         ok: Whether they agree inside the image; None where that cannot be told.
@@ -67,7 +71,7 @@ class FieldProof:
     Attributes:
         model: Name of the model's class.
         layer: Name of the layer.
-        checks: Two for each unit that was tried, one for each method.
+        checks: Three for each unit that was tried, one for each method.
     """
 
     model: str
@@ -76,12 +80,12 @@ class FieldProof:
 
     @property
     def ok(self) -> bool | None:
-        """False if a check fails, True if for each unit one holds, None where it cannot be told."""
+        """False if a check fails, True if for each unit two hold, None where it cannot be told."""
         if any(check.ok is False for check in self.checks):
             return False
         tried = {(check.axis, check.unit) for check in self.checks}
-        held = {(check.axis, check.unit) for check in self.checks if check.ok}
-        return True if tried and held == tried else None
+        held = Counter((check.axis, check.unit) for check in self.checks if check.ok)
+        return True if tried and all(held[unit] > 1 for unit in tried) else None
 
     def raise_if_failed(self) -> None:
         """Raise if a check fails; what cannot be told is no failure.
@@ -117,7 +121,7 @@ def verify_receptive_field(
 ) -> FieldProof:
     """Prove on the running network that its units see what is said, no less and no more.
 
-    Two methods that know nothing of the analysis are applied to a copy of the network, in double
+    Three methods that know nothing of the analysis are applied to a copy of the network, in double
     precision and evaluation mode, with positive random weights:
 
     - ``nan``: NaN at all positions outside the interval leaves every channel of the unit finite;
@@ -125,6 +129,14 @@ def verify_receptive_field(
     - ``gradient``: with max-pooling made average pooling and activations made the identity no two
       paths cancel, and the gradient of the sum over all channels of the unit is not zero at exactly
       the ends of the interval.
+    - ``change``: a finite change of all positions outside the interval moves no channel of the
+      unit, also with the network's own weights; one at its first position alone, then at its last,
+      moves some channel. Nothing is swapped.
+
+    For each unit two methods must hold and none may fail. A change outside that moves the unit
+    refutes the field, whatever the others say. One at an end that does not is nothing against it:
+    an activation may stop it. If the forward gives something else from call to call for the same
+    image, nothing can be told.
 
     Along each axis one unit of each phase is tried and one more, so that the jump is proved too;
     where what a unit sees does not move with it, up to 16 units from the first to the last.
@@ -136,10 +148,10 @@ def verify_receptive_field(
     position, at this input size.
 
     NaN passes through weights that are exactly 0, as bilinear resampling has, and some operations
-    stop it. Where only it disagrees, the gradient decides, and the check says so. Some operations
-    have no gradient, such as a cast to integers or ``argmax``: a unit that by its gradient sees
-    less than said is then no proof against it, and NaN may prove it alone. That an axis is global
-    NaN proves alone only there. Where padding repeats positions of the image, a unit whose span
+    stop it. Where only it disagrees, the gradient and the change decide, and the check says so. Some
+    operations have no gradient, such as a cast to integers or ``argmax``: a unit that by its
+    gradient sees less than said is then no proof against it. That an axis is global NaN shows only
+    there. Where padding repeats positions of the image, a unit whose span
     leaves the image reads those, and nothing is said of it.
 
     Args:
@@ -158,7 +170,7 @@ def verify_receptive_field(
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3))
         >>> proof = verify_receptive_field(net, (1, 28, 28))
         >>> print(proof)
-        Sequential at 2: conv2d: proved (nan 4 of 4, gradient 4 of 4)
+        Sequential at 2: conv2d: proved (nan 4 of 4, gradient 4 of 4, change 4 of 4)
         >>> print(proof.checks[1])
         axis 0, unit 4, gradient: expected 8 to 15, found 8 to 15: holds
     """
@@ -173,27 +185,36 @@ def _verified(
     field: ReceptiveField | None,
     units: Sequence[int] | None,
 ) -> FieldProof:
-    graph = trace(model, input_shape)
+    graph = trace(model, input_shape, repeat=True)
     if field is None:
         claim = measure_receptive_field(graph, layer=layer)
     else:
         claim, layer = _checked_claim(graph, layer, field)
-    network = positive(copy_of(model))
+    scenes = scenes_of(*_networks(model), graph, layer)
+    sample = scenes[0].sample
+    before = sample.unchanged
     checks: list[FieldCheck] = []
-    for axis, said in enumerate(claim.axes):
-        scene = scene_of(network, graph, layer, axis)
+    for said, scene in zip(claim.axes, scenes, strict=True):
         chosen = _chosen(units, scene)
         if said.field is None:
             checks += _check_global(scene, chosen)
         elif isinstance(said.field, PositionField):
             checks += _check_units(scene, said.field, chosen or _spread(said.units or 0))
         elif scene.dim is None:
-            found = scene.seen_by_gradient(None, None)
+            found, _ = scene.seen_by_gradient(None, None)
             note = "the layer has no units along this axis"
-            checks.append(FieldCheck(axis, None, "gradient", None, found, False, note))
+            checks.append(FieldCheck(scene.axis, None, "gradient", None, found, False, note))
         else:
             checks += _check_local(model, scene, layer, said.field, chosen)
+    if not is_steady(sample, before):
+        checks = [replace(check, ok=None, note=_UNSTEADY) for check in checks]
     return FieldProof(claim.model, claim.layer, tuple(checks))
+
+
+def _networks(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+    """Return a copy with positive weights, and one with the network's own if it has some."""
+    has_weights = not any(part.is_meta for part in (*model.parameters(), *model.buffers()))
+    return positive(copy_of(model)), copy_of(model) if has_weights else None
 
 
 def _checked_claim(
@@ -267,10 +288,11 @@ def _enlarged(model: nn.Module, scene: Scene, layer: str | None, field: AxisFiel
     reach = max(span[1] for span in ends) - min(span[0] for span in ends) + 1
     needed = reach + 5 * abs(field.advance) + 16
     # A multiple of the given length: what must divide it still does.
-    shape = list(scene.shape)
+    shape = list(scene.sample.shape)
     shape[1 + scene.axis] *= max(2, math.ceil(needed / scene.length))
     try:
-        larger = scene_of(scene.network, trace(model, shape), layer, scene.axis)
+        graph = trace(model, shape)
+        larger = scenes_of(scene.sample.network, scene.sample.own, graph, layer)[scene.axis]
     except (InvalidInputError, TracingError):
         return None
     where = f"on an image of {' x '.join(map(str, shape[1:]))}"
@@ -284,36 +306,49 @@ def _spread(units: int, most: int = 16) -> list[int]:
 
 
 def _check_units(scene: Scene, field: Field, units: Sequence[int]) -> list[FieldCheck]:
-    checks: list[FieldCheck] = []
-    for unit in units:
-        span = field.interval(unit)
-        checks += _check_unit(scene, unit, span, clip(span, scene.length))
-    return checks
+    spans = [field.interval(unit) for unit in units]
+    inside = [clip(span, scene.length) for span in spans]
+    changes = Changes(scene, inside)
+    return [
+        check
+        for unit, span, part in zip(units, spans, inside, strict=True)
+        for check in _check_unit(scene, changes, unit, span, part)
+    ]
 
 
 def _check_unit(
-    scene: Scene, unit: int, span: Span | None, inside: Span | None
+    scene: Scene, changes: Changes, unit: int, span: Span | None, inside: Span | None
 ) -> list[FieldCheck]:
-    """Check one unit by both methods; the gradient decides where there is one."""
-    by_nan, by_gradient = scene.seen_by_nan(unit, inside), scene.seen_by_gradient(unit, inside)
+    """Check one unit by each method."""
+    by_nan, by_change = scene.seen_by_nan(unit, inside), changes.seen_by(unit, inside)
+    by_gradient, blind = scene.seen_by_gradient(unit, inside)
     repeats = scene.repeats and span != inside
     nan_ok, gradient_ok = (_agree(found, inside, span, repeats) for found in (by_nan, by_gradient))
     note = "" if span == inside else "what lies inside the image"
     nan_note = gradient_note = "the border repeats positions of the image" if repeats else note
-    if not gradient_ok and scene.blind and _is_within(by_gradient, inside):
-        gradient_ok, gradient_note = None, scene.blind
+    change_ok, change_note = by_change.ok, by_change.note or note
+    if change_ok is None:
+        change_note = _NO_CHANGE
+    elif repeats and not change_ok:
+        change_ok, change_note = None, nan_note
+    if not gradient_ok and blind and _is_within(by_gradient, inside):
+        gradient_ok, gradient_note = None, blind
         if not nan_ok:
             nan_ok, nan_note = None, _NAN_ALONE
-    elif gradient_ok and not nan_ok:
+    elif gradient_ok and not nan_ok and change_ok is not False:
         nan_ok, nan_note = None, _NAN_ALONE
     elif gradient_ok is None:
         nan_ok = None
-    if not scene.is_finite:
+    if not scene.sample.is_finite:
         nan_ok, nan_note = None, _NOT_FINITE
-    pairs = ((by_nan, nan_ok, nan_note), (by_gradient, gradient_ok, gradient_note))
+    rows = (
+        (by_nan, nan_ok, nan_note),
+        (by_gradient, gradient_ok, gradient_note),
+        (by_change.span, change_ok, change_note),
+    )
     return [
         FieldCheck(scene.axis, unit, method, span, found, ok, said or scene.where)
-        for method, (found, ok, said) in zip(_METHODS, pairs, strict=True)
+        for method, (found, ok, said) in zip(_METHODS, rows, strict=True)
     ]
 
 
@@ -337,33 +372,39 @@ def _check_global(scene: Scene, chosen: list[int] | None) -> list[FieldCheck]:
     units: Sequence[int | None] = [None]
     if scene.units is not None:
         units = chosen or sorted({0, scene.units // 2, scene.units - 1})
-    read_at_all = scene.seen_by_gradient(None, (0, scene.length - 1))
-    return [check for unit in units for check in _check_whole(scene, unit, read_at_all)]
-
-
-def _check_whole(scene: Scene, unit: int | None, read_at_all: Span | None) -> list[FieldCheck]:
-    """Check that a unit sees all of an axis; NaN alone shows it only where there is no gradient."""
     full = (0, scene.length - 1)
-    found = (scene.seen_by_nan(unit, full), scene.seen_by_gradient(unit, full))
+    changes = Changes(scene, [full])
+    return [check for unit in units for check in _check_whole(scene, changes, unit)]
+
+
+def _check_whole(scene: Scene, changes: Changes, unit: int | None) -> list[FieldCheck]:
+    """Check that a unit sees all of an axis; NaN shows it only where there is no gradient."""
+    full = (0, scene.length - 1)
+    by_gradient, blind = scene.seen_by_gradient(unit, full)
+    found, by_change = (scene.seen_by_nan(unit, full), by_gradient), changes.seen_by(unit, full)
     nan_excuse = gradient_excuse = ""
     if found[1] == full:
         nan_excuse = "the other method decides"
-    elif scene.blind:
-        nan_excuse, gradient_excuse = _NAN_ALONE, scene.blind
+    elif blind:
+        nan_excuse, gradient_excuse = _NAN_ALONE, blind
     elif found[0] == full:
         nan_excuse = gradient_excuse = "NaN may pass where values do not, as behind a mask"
-    elif read_at_all is not None and read_at_all in found:
+    elif (all_read := scene.seen_by_gradient(None, full)[0]) is not None and all_read in found:
         nan_excuse = gradient_excuse = "no unit reads the rest of the image"
     nan_ok: bool | None = None if nan_excuse else False
-    if found[0] == full and (found[1] == full or scene.blind):
+    if found[0] == full and (found[1] == full or blind):
         nan_ok = True
-    if not scene.is_finite:
+    if not scene.sample.is_finite:
         nan_ok, nan_excuse = None, _NOT_FINITE
     gradient_ok = True if found[1] == full else None if gradient_excuse else False
-    pairs = ((nan_ok, nan_excuse), (gradient_ok, gradient_excuse))
+    rows = (
+        (found[0], nan_ok, nan_excuse),
+        (found[1], gradient_ok, gradient_excuse),
+        (by_change.span, by_change.ok, _NO_CHANGE),
+    )
     return [
         FieldCheck(scene.axis, unit, method, full, seen, ok, "" if ok else excuse)
-        for method, seen, (ok, excuse) in zip(_METHODS, found, pairs, strict=True)
+        for method, (seen, ok, excuse) in zip(_METHODS, rows, strict=True)
     ]
 
 
