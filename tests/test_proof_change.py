@@ -71,7 +71,7 @@ class Straight(torch.autograd.Function):
         return x + blur(torch.nan_to_num(x))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 

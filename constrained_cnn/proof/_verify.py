@@ -148,7 +148,7 @@ def verify_receptive_field(
     position, at this input size.
 
     NaN passes through weights that are exactly 0, as bilinear resampling has, and some operations
-    stop it. Where only it disagrees, the gradient and the change decide, and the check says so. Some
+    stop it. Where only it disagrees, gradient and change decide, and the check says so. Some
     operations have no gradient, such as a cast to integers or ``argmax``: a unit that by its
     gradient sees less than said is then no proof against it. That an axis is global NaN shows only
     there. Where padding repeats positions of the image, a unit whose span
