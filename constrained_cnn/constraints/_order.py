@@ -241,7 +241,7 @@ _HARMLESS = (
 
 def _is_harmless(layer: Layer) -> bool:
     """Whether a layer is known to be no other kind than it says."""
-    if (layer.kind == "product" and not layer.weights) or layer.kind == "scale":
+    if layer.kind in (*PRODUCTS, "scale"):
         return len(layer.inputs) < 2  # a product of its inputs can be an activation, or a norm
     return layer.kind in _HARMLESS
 

@@ -28,6 +28,7 @@ from constrained_cnn.tracing._around import undisturbed
 
 Method = Literal["nan", "gradient", "change"]
 _METHODS: tuple[Method, ...] = ("nan", "gradient", "change")
+_GRADIENT_HIDDEN = "a gradient can be hidden, and a change arrives from the ends"
 _NAN_ALONE = "NaN passes through weights of 0, or an operation stops it"
 _NOT_FINITE = "the value is NaN without any in the image"
 _NO_CHANGE = "a change does not show: an activation stops it, or rounding swallows it"
@@ -337,6 +338,8 @@ def _check_unit(
             nan_ok, nan_note = None, _NAN_ALONE
     elif gradient_ok and not nan_ok and change_ok is not False:
         nan_ok, nan_note = None, _NAN_ALONE
+    elif nan_ok and change_ok and not gradient_ok and _is_within(by_gradient, inside):
+        gradient_ok, gradient_note = None, _GRADIENT_HIDDEN
     elif gradient_ok is None:
         nan_ok = None
     if not scene.sample.is_finite:

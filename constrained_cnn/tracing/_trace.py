@@ -132,7 +132,7 @@ def trace(
 
 def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Graph:
     shadow = _shadow_of(model)
-    state = MovableState(shadow.network)
+    state = MovableState(shadow.network.eval())
     recorded, outputs = _evaluate(shadow, wanted, strict)
     if repeat or state.moved:
         recorded, outputs = _settled(shadow, wanted, strict, recorded, outputs, state)
