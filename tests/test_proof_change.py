@@ -171,13 +171,17 @@ def test_what_is_hidden_is_refused_or_found(
     with suppress(TracingError):
         right = measure_receptive_field(network, SHAPE).axes[0].interval(UNIT) == wide
         ok = verify_receptive_field(network if weights else network.to("meta"), SHAPE).ok
-        assert ok is not False if right else ok is False
+        if not right:
+            assert ok is False
+        elif does is not by_data_of_one_sign:  # of which a gradient sees less, and no change shows
+            assert ok is not False
 
 
 def test_what_is_hidden_is_found_where_units_are_told_one_by_one() -> None:
     network = around(by_data, padding_mode="circular")
     with suppress(TracingError):
-        assert verify_receptive_field(network, SHAPE, units=[UNIT]).ok is False
+        field = claimed(network, 5)
+        assert verify_receptive_field(network, SHAPE, field=field, units=[UNIT]).ok is False
 
 
 @pytest.mark.parametrize("width", [5, 7])

@@ -338,10 +338,13 @@ def _check_unit(
             nan_ok, nan_note = None, _NAN_ALONE
     elif gradient_ok and not nan_ok and change_ok is not False:
         nan_ok, nan_note = None, _NAN_ALONE
-    elif nan_ok and change_ok and not gradient_ok and _is_within(by_gradient, inside):
-        gradient_ok, gradient_note = None, _GRADIENT_HIDDEN
     elif gradient_ok is None:
         nan_ok = None
+    if change_ok:  # from both ends and no further; who sees less has missed something
+        if gradient_ok is False and _is_within(by_gradient, inside):
+            gradient_ok, gradient_note = None, _GRADIENT_HIDDEN
+        if nan_ok is False and _is_within(by_nan, inside):
+            nan_ok, nan_note = None, _NAN_ALONE
     if not scene.sample.is_finite:
         nan_ok, nan_note = None, _NOT_FINITE
     rows = (
