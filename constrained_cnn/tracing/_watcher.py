@@ -173,9 +173,14 @@ def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if x.ndim > 1 and sizes == {x.shape[1]}:
             return _BatchNorm.apply(x, *(t for t in tensors(channels) if t.requires_grad))
     if func is F.scaled_dot_product_attention:
-        given = list(tensors((args, kwargs)))
-        if not kwargs.get("dropout_p") and len(args) < 5 and not any(t.ndim < 3 for t in given[:3]):
-            return _Attention.apply(*given)
+        call = Call("", args, kwargs, (), {})
+        given = [call.get(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
+        heads = _heads_of(given[:3], bool(kwargs.get("enable_gqa")))
+        if heads and not call.get(4, "dropout_p"):
+            return _Attention.apply(heads, *tensors(given))
+    if func in _GATES and isinstance(args[3], bool):  # of a packed sequence a list stands there
+        weights = [weight for weight in args[2] if weight.requires_grad]
+        return _Recurrent.apply(_GATES[func], args, args[0], *weights)
     return func(*args, **kwargs)
 
 
@@ -197,6 +202,22 @@ def _keeps_shape(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
         and "out" not in kwargs
         and not any(isinstance(value, complex) for value in args)
     )
+
+
+# What the plain formulas keep of each step, in states: gates, what goes in and what comes out.
+_GATES = {torch.lstm: 4, torch.gru: 3, torch.rnn_tanh: 1, torch.rnn_relu: 1}
+
+
+def _heads_of(given: Sequence[Tensor], grouped: bool) -> tuple[int, ...]:
+    """Return the shape of samples and heads of an attention; none where torch is to refuse it."""
+    if any(tensor.ndim < 3 for tensor in given):
+        return ()
+    query, *others = (tuple(tensor.shape[:-2]) for tensor in given)
+    if grouped:
+        if any(query[-1] % other[-1] for other in others):
+            return ()
+        others = [(*other[:-1], query[-1]) for other in others]
+    return tuple(torch.broadcast_shapes(query, *others))
 
 
 def misfit_of(call: Call) -> str:
@@ -248,13 +269,37 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, heads: tuple[int, ...], query: Tensor, *others: Tensor) -> Tensor:
         value = others[1]
-        batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (query, *others[:2])))
-        rows = (*batch, query.shape[-2])
+        rows = (*heads, query.shape[-2])
         out = query.new_empty((*rows, value.shape[-1]))
         ctx.save_for_backward(query, *others, out, query.new_empty(rows, dtype=torch.float32))
         return out
+
+
+class _Recurrent(torch.autograd.Function):
+    """What recurrent layers give and keep by torch's plain formulas, without content.
+
+    Without content torch runs them step by step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: int, args: Any, x: Tensor, *_: Tensor) -> Any:
+        _, state, weights, biased, layers, dropout, training, both_ways, batch_first = args
+        hidden = weights[0].shape[0] // gates
+        width = state[0].shape[-1] if gates == 4 else hidden
+        ways, batch = 1 + both_ways, x.shape[not batch_first]
+        steps = x.numel() // (batch * x.shape[-1])
+
+        out = x.new_empty((*x.shape[:2], ways * width))
+        last = [x.new_empty((layers * ways, batch, size)) for size in (width, hidden)]
+        kept = [x, *(torch.empty_like(out) for _ in range(layers - 1))]
+        if dropout and training:
+            kept += [torch.empty_like(out) for _ in range(layers - 1)]
+        of_step = 7 * hidden + (width if width != hidden else 0) if gates > 1 else hidden
+        kept.append(x.new_empty((layers * ways, steps + (gates == 1), batch, of_step)))
+        ctx.save_for_backward(*kept)
+        return (out, *last[: 1 + (gates == 4)])
 
 
 class _BatchNorm(torch.autograd.Function):

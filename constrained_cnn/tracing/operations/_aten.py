@@ -29,10 +29,10 @@ def _group_norm(call: Call) -> Call:
 
 
 def _index(call: Call) -> Call:
-    """Indices of leading axes; None for all units of one."""
-    x, indices = call.args[:2]
+    """Indices of leading axes, and what is written there; None for all units of one."""
+    x, indices, *values = call.args[:3]
     index = tuple(slice(None) if item is None else item for item in indices)
-    return replace(call, op="getitem", args=(x, index))
+    return replace(call, op="setitem" if values else "getitem", args=(x, index, *values))
 
 
 def _interpolate(call: Call) -> Call:
@@ -58,11 +58,15 @@ REWRITES: Final[Mapping[str, Callable[[Call], Call]]] = {
     "native_group_norm": _group_norm,
     "native_dropout": _as("dropout"),
     "_softmax": _as("softmax", 2),
+    "_safe_softmax": _as("softmax", 2),
     "_log_softmax": _as("log_softmax", 2),
     "_adaptive_avg_pool2d": _as("adaptive_avg_pool2d"),
     "_adaptive_avg_pool3d": _as("adaptive_avg_pool3d"),
     "index": _index,
     "_unsafe_index": _index,
+    "index_put": _index,
+    "_unsafe_index_put": _index,
+    "masked_scatter": _as("setitem"),
     **dict.fromkeys([f"upsample_nearest{n}d" for n in (1, 2, 3)], _interpolate),
     "upsample_linear1d": _interpolate,
     "upsample_bilinear2d": _interpolate,

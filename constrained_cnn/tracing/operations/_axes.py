@@ -5,10 +5,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import AxisRead, Border, Patch, Read, Resample, Segment, Taps, Window
 from constrained_cnn.graph._reads import By
-from constrained_cnn.tracing.operations._call import Call, Reads, kept, spread
+from constrained_cnn.tracing.operations._call import Call, Reads, kept, spread, tensors
 
 
 def permutation(call: Call) -> Reads:
@@ -96,8 +95,19 @@ def squeeze(call: Call) -> Reads:
 
 
 def stretched(call: Call) -> Reads:
-    """Axes of one unit made longer."""
-    return (call.broadcast(call.input),)
+    """Axes of one unit of the first input made longer."""
+    return (call.broadcast(call.input),) * len(call.outputs)
+
+
+def stretched_each(call: Call) -> Reads:
+    """Several tensors made as large as all of them together."""
+    return tuple(map(call.broadcast, tensors((call.args, call.kwargs))))
+
+
+def somewhere(call: Call) -> Reads:
+    """Units of the first input in no order that is described."""
+    x = call.input
+    return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),) * len(call.outputs)
 
 
 def parts(call: Call) -> Reads:
@@ -131,7 +141,7 @@ def indexing(call: Call) -> Reads:
     orders = [item for item in index if isinstance(item, list | Tensor)]
     plain = [item for item in index if item is None or item is ... or _is_plain(item)]
     if len(orders) > 1 or len(plain) + len(orders) < len(index) or not all(map(_is_order, orders)):
-        return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
+        return somewhere(call)
     named = sum(item is not None and item is not ... for item in index)
     if not any(item is ... for item in index):
         index = (*index, ...)
@@ -161,7 +171,7 @@ def indexing(call: Call) -> Reads:
             axes.append(AxisRead(axis, Taps(units)))
         axis += 1
     if picks and orders:  # numpy's rule: the axis may go to the front
-        return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
+        return somewhere(call)
     return (call.read(x, axes, picks=picks, unplaced=unplaced),)
 
 
@@ -202,15 +212,58 @@ def flip(call: Call) -> Reads:
     given = [given] if isinstance(given, int) else list(given)
     axes = kept(x)
     for axis in (axis % x.ndim for axis in given):
-        axes[axis] = AxisRead(axis, Window(stride=-1, padding=1 - x.shape[axis]))
+        axes[axis] = _backwards(x, axis)
     return (call.read(x, axes),)
+
+
+def _backwards(x: Tensor, axis: int) -> AxisRead:
+    return AxisRead(axis, Window(stride=-1, padding=1 - x.shape[axis]))
+
+
+def turned(call: Call) -> Reads:
+    """Quarter turns of two axes."""
+    x, axes = call.input, kept(call.input)
+    one, other = (axis % x.ndim for axis in call.get(2, "dims", (0, 1)))
+    axes[one], axes[other] = (
+        (AxisRead(one), AxisRead(other)),
+        (_backwards(x, other), AxisRead(one)),
+        (_backwards(x, one), _backwards(x, other)),
+        (AxisRead(other), _backwards(x, one)),
+    )[call.get(1, "k", 1) % 4]
+    return (call.read(x, axes),)
+
+
+def diagonal(call: Call) -> Reads:
+    """Units of two axes that lie on a diagonal, on a new last axis."""
+    x, count = call.input, call.output.shape[-1]
+    offset = call.get(1, "offset", 0)
+    one, other = (call.get(i, f"dim{i - 1}", i - 2) % x.ndim for i in (2, 3))
+    patches = [
+        Patch(axis, Window(padding=-max(start, 0)), call.output.ndim - 1, 1, count)
+        for axis, start in ((one, -offset), (other, offset))
+    ]
+    rest = [AxisRead(axis) for axis in range(x.ndim) if axis not in (one, other)]
+    return (call.read(x, [*rest, None], patches=patches),)
+
+
+def on_diagonal(call: Call) -> Reads:
+    """Units of the last axis on a diagonal of two new ones."""
+    x, out = call.input, call.output
+    one, other = (call.get(i, f"dim{i - 1}", i - 4) % out.ndim for i in (2, 3))
+    last = AxisRead(x.ndim - 1, Window(padding=max(call.get(1, "offset", 0), 0)))
+    rest = iter(range(x.ndim - 1))
+    axes = (
+        None if axis == one else last if axis == other else AxisRead(next(rest))
+        for axis in range(out.ndim)
+    )
+    return (call.read(x, list(axes)),)
 
 
 def rolled(call: Call) -> Reads:
     """Units move round an axis."""
     x, shifts, dims = call.get(0, "input"), call.get(1, "shifts"), call.get(2, "dims")
     if dims is None or dims == ():  # over all axes as if they were one
-        return (call.read(x, [None] * x.ndim, unplaced=range(x.ndim)),)
+        return somewhere(call)
     shifts, dims = ([one] if isinstance(one, int) else list(one) for one in (shifts, dims))
     axes = kept(x)
     by: dict[int, int] = {}  # an axis may be named again
@@ -238,7 +291,7 @@ def interleaved(call: Call) -> Reads:
     """Each unit several times in a row, as nearest neighbour does."""
     x, times, axis = call.input, call.get(1, "repeats"), call.get(2, "dim")
     if axis is None or not isinstance(times, int):
-        return (call.read(x, [None] * call.output.ndim, unplaced=range(x.ndim)),)
+        return somewhere(call)
     axes = kept(x)
     axes[axis] = AxisRead(axis % x.ndim, Resample("nearest", Fraction(1, times)))
     return (call.read(x, axes),)
@@ -282,6 +335,26 @@ def selected(call: Call) -> Reads:
     return (call.read(x, kept(x, whole=[axis]), unplaced=[axis]),)
 
 
+def gathered(call: Call) -> Reads:
+    """Units of one axis, for each unit of the output the one that its index names."""
+    index = call.get(2, "index")
+    return ((*selected(call)[0], *call.read(index, kept(index))),)
+
+
+def put(call: Call) -> Reads:
+    """A tensor with units of one axis replaced by others, or added to, where an index says."""
+    x, axis = call.input, call.get(1, "dim") % call.input.ndim
+    reads = [*call.read(x, kept(x))]
+    for tensor in tensors((call.args[2:], call.kwargs)):
+        if tensor is not x and tensor.ndim != x.ndim:  # an index of one axis
+            reads += call.read(tensor, [None] * x.ndim, unplaced=range(tensor.ndim))
+        elif tensor is not call.kwargs.get("input"):
+            axes = [AxisRead(i, Segment(0, size)) for i, size in enumerate(tensor.shape)]
+            given = [None if i == axis else read for i, read in enumerate(axes)]
+            reads += call.read(tensor, given, unplaced=[axis])
+    return (tuple(reads),)
+
+
 def sliced(call: Call) -> Reads:
     """A run of units with a step, as ``torch.export`` writes it."""
     x, axis, start, _, step = _slice_of(call, first=1)
@@ -315,14 +388,21 @@ def scattered(call: Call) -> Reads:
 
 
 def written(call: Call) -> Reads:
-    """A tensor with a part of it, which slices and single units name, replaced by another's."""
+    """A tensor with a part of it replaced by another's; slices and single units name the part.
+
+    Where an order of units or a mask does, all of the tensor is read, and units of the other's
+    somewhere.
+    """
     x, index, value = call.args[:3]
     index = index if isinstance(index, tuple) else (index,)
     if not all(item is ... or _is_plain(item) for item in index):
-        raise TracingError(
-            "setitem at an order of units or a mask: what its output reads is not described; "
-            "write into slices or single units, or use torch.where"
-        )
+        reads = [*call.read(x, kept(x))]
+        for tensor in tensors((index, value)):
+            if tensor.dtype == torch.bool and tensor.shape == x.shape:
+                reads += call.broadcast(tensor)
+            else:
+                reads += call.read(tensor, [None] * x.ndim, unplaced=range(tensor.ndim))
+        return (tuple(reads),)
     named = sum(item is not ... for item in index)
     if not any(item is ... for item in index):
         index = (*index, ...)

@@ -1,13 +1,15 @@
 """Kinds that depend on the arguments of a call."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from constrained_cnn.graph import Setting
+from constrained_cnn.tracing.operations import _mixing
 from constrained_cnn.tracing.operations._call import Call, tensors
 from constrained_cnn.tracing.operations._mixing import letters_of
 
 Settings = Mapping[str, Setting]
+KindRule = Callable[[Call, Settings], str]
 
 
 def clamp(call: Call, settings: Settings) -> str:
@@ -55,6 +57,35 @@ def cast(call: Call, settings: Settings) -> str:
     had = x.is_floating_point() or x.is_complex()
     has = call.output.is_floating_point() or call.output.is_complex()
     return "nonlinear" if had and not has else "moves"
+
+
+def factors(call: Call, settings: Settings) -> str:
+    """Return "linear" where at most one of what is multiplied depends on the input."""
+    traced = [id(tensor) in call.values for tensor in _mixing.factors(call)]
+    return "product" if all(traced) else "linear"
+
+
+def bilinear(call: Call, settings: Settings) -> str:
+    """Return "product" where one of the two inputs is no input of the network."""
+    return "nonlinear" if len(call.traced()) > 1 else "product"
+
+
+def sampled(call: Call, settings: Settings) -> str:
+    """Return "resample" where the input says nothing of the places."""
+    return "nonlinear" if len(call.traced()) > 1 else "resample"
+
+
+def indexed(kind: str) -> KindRule:
+    """Return what gives a kind, or another where numbers of the input say which units it takes."""
+
+    def rule(call: Call, settings: Settings) -> str:
+        first, *others = tensors((call.args, call.kwargs))
+        if not any(id(t) in call.values and not t.is_floating_point() for t in others):
+            return kind
+        is_table = kind == "cut" and id(first) not in call.values
+        return "embedding" if is_table else "nonlinear"
+
+    return rule
 
 
 def einsum(call: Call, settings: Settings) -> str:

@@ -1,9 +1,12 @@
 """What operations that mix whole axes read: sums, norms, products, attention."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 from torch import Tensor
 
 from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import AxisRead, Read, Segment, Taps, Window
+from constrained_cnn.graph import AxisRead, Read, Resample, Segment, Taps, Window
 from constrained_cnn.tracing.operations._call import Call, Reads, elementwise, kept, tensors
 
 
@@ -40,8 +43,18 @@ def along(call: Call) -> Reads:
 def layer_norm(call: Call) -> Reads:
     """Each unit reads itself, and for its scale the last axes."""
     x, shape = call.get(0, "input"), call.get(1, "normalized_shape")
-    whole = range(x.ndim - len(shape), x.ndim)
-    return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
+    return _scaled_by(call, range(x.ndim - len(shape), x.ndim))
+
+
+def _scaled_by(call: Call, whole: Sequence[int]) -> Reads:
+    """Each unit reads itself and, for its scale, some axes; statistics read all there is."""
+    x = call.get(0, "input")
+    first = (*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True))
+    return (first, *_of_all(call))
+
+
+def _of_all(call: Call) -> Reads:
+    return tuple(call.read(call.input, [None] * out.ndim) for out in call.outputs[1:])
 
 
 def position_norm(call: Call) -> Reads:
@@ -50,14 +63,18 @@ def position_norm(call: Call) -> Reads:
     running = {"instance_norm": not call.get(5, "use_input_stats", True)}
     running["batch_norm"] = not call.get(5, "training", False)
     if running.get(call.op):
-        return (call.broadcast(x),)
-    whole = range(0 if call.op == "batch_norm" else 1, x.ndim)
-    return ((*call.broadcast(x), *call.read(x, kept(x, whole=whole), gate=True)),)
+        return itself(call)
+    return _scaled_by(call, range(0 if call.op == "batch_norm" else 1, x.ndim))
 
 
-def stored_norm(call: Call) -> Reads:
-    """Each unit reads itself; the statistics that come with it are empty."""
-    return (call.broadcast(call.get(0, "input")), *[()] * (len(call.outputs) - 1))
+def itself(call: Call) -> Reads:
+    """Each unit reads itself; further outputs, such as statistics, read all there is."""
+    return (call.broadcast(call.input), *_of_all(call))
+
+
+def observed(call: Call) -> Reads:
+    """Each unit reads itself and, for the steps it is rounded to, all units."""
+    return _scaled_by(call, range(call.input.ndim))
 
 
 def shuffled_channels(call: Call) -> Reads:
@@ -68,8 +85,7 @@ def shuffled_channels(call: Call) -> Reads:
 
 def across_channels(call: Call) -> Reads:
     """Each unit reads itself, and for its scale the other channels."""
-    x = call.get(0, "input")
-    return ((*call.broadcast(x), *call.read(x, kept(x, whole=[1]), gate=True)),)
+    return _scaled_by(call, [1])
 
 
 def linear(call: Call) -> Reads:
@@ -78,11 +94,23 @@ def linear(call: Call) -> Reads:
     return (call.read(x, kept(x, whole=[-1])),)
 
 
+def factors(call: Call) -> tuple[Tensor, Tensor]:
+    """Return the two tensors that are multiplied; what is added to their product comes first."""
+    named = [call.kwargs[name] for name in _FACTORS if name in call.kwargs]
+    given = [*call.args, *named][_adds(call) :]
+    return given[0], given[1]
+
+
+_FACTORS = ("input", *("mat1", "batch1", "mat"), *("mat2", "batch2", "vec", "other", "tensor"))
+
+
+def _adds(call: Call) -> bool:
+    return call.op.startswith(("add", "baddbmm"))
+
+
 def matmul(call: Call) -> Reads:
     """Rows of one with columns of the other; the axis between is read whole."""
-    first, second = call.get(0, "input"), call.get(1, "other", call.kwargs.get("mat2"))
-    if call.op in ("addmm", "baddbmm"):
-        first, second = call.get(1, "mat1"), call.get(2, "mat2")
+    first, second = factors(call)
     reads: list[Read] = []
     out = call.output.ndim
     rows, columns = first.ndim > 1, second.ndim > 1
@@ -98,7 +126,7 @@ def matmul(call: Call) -> Reads:
             place = out - matrix if tensor is first and axis == -2 else out - 1
             axes[place] = AxisRead(tensor.ndim + axis)
         reads += call.read(tensor, axes)
-    if call.op in ("addmm", "baddbmm"):
+    if _adds(call):
         reads += call.broadcast(call.get(0, "input"))
     return (tuple(reads),)
 
@@ -106,17 +134,34 @@ def matmul(call: Call) -> Reads:
 def attention(call: Call) -> Reads:
     """Each query reads itself and every key and value; a causal one none behind its own place."""
     query, key, value = (call.get(i, name) for i, name in enumerate(("query", "key", "value")))
-    reads = [*call.read(query, kept(query, whole=[-1]))]
+    reads = [*_batched(call, query, -2, AxisRead(query.ndim - 2))]
     ahead = None
     if call.get(5, "is_causal", False):
         length = key.shape[-2]
         until = (min(unit + 1, length) for unit in range(query.shape[-2]))
         ahead = AxisRead(key.ndim - 2, Taps(tuple(range(end) for end in until)))
     for other in (key, value):
-        axes = [AxisRead(axis) if axis < other.ndim - 2 else None for axis in range(other.ndim)]
-        axes[-2] = ahead
-        reads += call.read(other, axes)
+        reads += _batched(call, other, -2, ahead)
     return (tuple(reads),)
+
+
+def _batched(call: Call, tensor: Tensor, at: int, place: AxisRead | None) -> tuple[Read, ...]:
+    """Return a read of matrices of each sample or head, one of which several may share.
+
+    Args:
+        call: The call.
+        tensor: What is read.
+        at: The axis of the output that reads rows.
+        place: How it reads them.
+    """
+    axes: list[AxisRead | None] = [None] * call.output.ndim
+    ahead = call.output.ndim - tensor.ndim
+    for axis, size in enumerate(tensor.shape[:-2]):
+        shared = Fraction(size, call.output.shape[ahead + axis])
+        by = Window(stride=0) if size == 1 else Resample("nearest", shared)
+        axes[ahead + axis] = AxisRead(axis, None if shared == 1 else by)
+    axes[at] = place
+    return call.read(tensor, axes)
 
 
 def multi_head_attention(call: Call) -> Reads:
@@ -248,6 +293,36 @@ def embedding(call: Call) -> Reads:
     """A row of the weight for each index."""
     x = call.get(0, "input")
     return (call.read(x, [*kept(x), None]),)
+
+
+def bag(call: Call) -> Reads:
+    """Rows of the weight for the indices of each bag, put together."""
+    x = call.get(0, "input")
+    bags = [AxisRead(0)] if x.ndim == 2 else [None]
+    return (call.read(x, [*bags, None], unplaced=[] if x.ndim == 2 else [0]),)
+
+
+def rows(call: Call) -> Reads:
+    """Read all of the last axis of the first two arguments: a step and its state, two inputs."""
+    reads = (call.read(x, kept(x, whole=[-1])) for x in tensors(call.args[:2]))
+    return (tuple(read for each in reads for read in each),) * len(call.outputs)
+
+
+def distances(call: Call) -> Reads:
+    """Each row of one with each row of the other."""
+    first, second = list(tensors((call.args, call.kwargs)))[:2]
+    return (
+        (
+            *_batched(call, first, -2, AxisRead(first.ndim - 2)),
+            *_batched(call, second, -1, AxisRead(second.ndim - 2)),
+        ),
+    )
+
+
+def alike(call: Call) -> Reads:
+    """Every unit reads the same unit of what has its shape; what has another is read whole."""
+    given = [tensor for tensor in call.traced() if tensor.shape == call.output.shape]
+    return (tuple(read for tensor in given for read in call.broadcast(tensor)),)
 
 
 def recurrent(call: Call) -> Reads:

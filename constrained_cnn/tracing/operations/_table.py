@@ -61,28 +61,49 @@ for _name, _rule, _names in (
     _enter(_name, Operation(_rule, elementwise, _work.each, _names, gradient="passes"))
 _enter(
     """
-    acos acosh addcdiv addcmul arccos arcsin arctan asin asinh atan atan2 atanh copysign cos
-    cosh erfc exp exp2 expm1 fake_quantize_per_tensor_affine float_power floor_divide
-    floordiv fmod frac hypot isclose isfinite isinf isnan lerp log log10 log1p log2 logaddexp
-    logaddexp2 mod nan_to_num quantize_per_tensor reciprocal remainder rsqrt sgn signbit sin sinc
-    sinh sqrt square tan xlogy
+    acos acosh addcdiv addcmul angle arccos arcsin arctan asin asinh atan atan2 atanh copysign cos
+    cosh digamma erfc exp exp2 expm1 float_power floor_divide floordiv fmod frac frexp gcd
+    hypot i0 igamma igammac isclose isfinite isinf isnan lcm ldexp lerp lgamma log log10 log1p log2
+    logaddexp logaddexp2 mod nan_to_num nextafter polar polygamma quantize_per_tensor reciprocal
+    remainder rsqrt sgn signbit sin sinc sinh special_entr special_erfcx special_i0 special_i0e
+    special_i1 special_i1e special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt square
+    tan xlogy
     """,
     _each("nonlinear"),
 )
 _enter(
-    "abs absolute ceil erf fix floor logit round sign trunc truncate", _each("nonlinear", "passes")
+    """
+    abs absolute ceil erf fake_quantize_per_tensor_affine fix floor logit round sign trunc truncate
+    """,
+    _each("nonlinear", "passes"),
 )
 _enter(
     """
-    and bitwise_and bitwise_not bitwise_or bitwise_xor eq fmax fmin ge greater gt heaviside invert
-    le less logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum ne or
-    where xor
+    _fake_quantize_learnable_per_channel_affine _fake_quantize_learnable_per_tensor_affine bucketize
+    fake_quantize_per_channel_affine
+    """,
+    Operation("nonlinear", _axes.stretched, _work.each, gradient="passes"),
+)
+_enter(
+    "fused_moving_avg_obs_fake_quant _fused_moving_avg_obs_fq_helper",
+    Operation("nonlinear", _mixing.observed, _work.each, gradient="passes"),
+)
+_enter(
+    "log_sigmoid_forward", Operation("activation", _mixing.itself, _work.each, gradient="passes")
+)
+_enter(
+    """
+    and bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor eq
+    fmax fmin ge greater gt heaviside invert le less logical_and logical_not logical_or logical_xor
+    lshift lt masked_fill maximum minimum ne or rshift where xor
     """,
     _each("nonlinear", "chooses"),
 )
 _enter("pow", Operation(_kinds.power, elementwise, _work.each, ("input", "exponent")))
 _enter("add rsub sub subtract", _each("add"))
-_enter("deg2rad dequantize mul multiply neg negative rad2deg tril triu", _each("scale"))
+_enter(
+    "deg2rad dequantize fill_diagonal mul multiply neg negative rad2deg tril triu", _each("scale")
+)
 _enter(
     "div divide true_divide truediv",
     Operation(_kinds.quotient, elementwise, _work.each, ("input", "other")),
@@ -90,7 +111,13 @@ _enter(
 
 # The same values: copies, casts, and dropout, which computes nothing in evaluation mode.
 _move = Operation("moves", elementwise, _work.none)
-_enter("alias clone contiguous cpu data lift_fresh lift_fresh_copy positive requires_grad", _move)
+_enter(
+    """
+    alias as_tensor asarray clone complex conj conj_physical contiguous cpu data imag lift_fresh
+    lift_fresh_copy positive real requires_grad resolve_conj resolve_neg
+    """,
+    _move,
+)
 _enter("detach", Operation("moves", elementwise, _work.none, gradient="passes"))
 _enter("_to_copy bool int long type", Operation(_kinds.cast, elementwise, _work.none))
 _enter("bfloat16 double float half", Operation("moves", elementwise, _work.none, gradient="casts"))
@@ -115,9 +142,9 @@ for _name, _what in _DROPS.items():
 _source = Operation("source", nothing, _work.none, partial=True)
 _enter(
     """
-    arange as_tensor empty empty_like empty_strided eye from_numpy full full_like linspace logspace
-    meshgrid new_empty new_empty_strided new_full new_ones new_tensor new_zeros ones ones_like
-    scalar_tensor tensor tril_indices triu_indices zero zeros zeros_like
+    arange empty empty_like empty_strided eye from_numpy full full_like new_empty new_empty_strided
+    new_full new_ones new_tensor new_zeros ones ones_like scalar_tensor tensor tril_indices
+    triu_indices zero zeros zeros_like
     """,
     _source,
 )
@@ -134,6 +161,8 @@ _enter(
     Operation("random", elementwise, _work.each, draws=True),
 )
 _enter("fill", Operation("source", _axes.filled, _work.none, partial=True))
+_enter("linspace", Operation("add", nothing, _work.none))  # what a rule leaves out is read whole
+_enter("logspace", Operation("nonlinear", nothing, _work.each))
 
 # Whole axes: sums, products, norms, attention.
 _REDUCED = ("input", "dim", "keepdim")
@@ -166,16 +195,27 @@ _enter(
 )
 _enter(
     "_native_batch_norm_legit_no_training",  # as torch.export calls it
-    Operation("batch_norm", _mixing.stored_norm, _work.stored_norm),
+    Operation("batch_norm", _mixing.itself, _work.stored_norm),
 )
 _enter(
     "linear",
     Operation("linear", _mixing.linear, _work.linear, ("input", "weight", "bias")),
 )
-_enter("matmul mm bmm", Operation("product", _mixing.matmul, _work.matmul))
-_enter("addmm", Operation("linear", _mixing.matmul, _work.added_matmul))
-_enter("baddbmm", Operation("product", _mixing.matmul, _work.added_matmul))
+_enter("matmul mm bmm mv dot vdot", Operation("product", _mixing.matmul, _work.matmul))
+_enter("addmm addmv", Operation(_kinds.factors, _mixing.matmul, _work.added_matmul))
+_enter("baddbmm addbmm", Operation("product", _mixing.matmul, _work.added_matmul))
+_enter("addr", Operation("product", nothing, _work.each))
 _enter("einsum", Operation(_kinds.einsum, _mixing.product, _work.product))
+_enter("bilinear", Operation(_kinds.bilinear, _mixing.rows, _work.bilinear))
+_enter("_cdist_forward _euclidean_dist", Operation("nonlinear", _mixing.distances, _work.distances))
+_enter(
+    """
+    binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div
+    mse_loss multi_margin_loss multilabel_margin_loss nll_loss smooth_l1_loss soft_margin_loss
+    """,
+    Operation("nonlinear", _mixing.alike, _work.reduction_of_input),
+)
+_enter("dist isin searchsorted _pdist_forward", Operation("nonlinear", nothing, _work.each))
 _enter(
     "multi_head_attention_forward",
     Operation(
@@ -202,7 +242,12 @@ _enter(
         drops="recurrent",
     ),
 )
+_enter(
+    "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+    Operation("recurrent", _mixing.rows, _work.recurrent),
+)
 _enter("embedding", Operation("embedding", _mixing.embedding, _work.none))
+_enter("embedding_bag", Operation("embedding", _mixing.bag, _work.bag))
 _enter("one_hot", Operation("nonlinear", _mixing.embedding, _work.none))
 _enter("cumsum", Operation("sum", _mixing.cumulated, _work.each))
 _enter("cumprod logcumsumexp", Operation("nonlinear", _mixing.cumulated, _work.each))
@@ -264,6 +309,25 @@ for _kind in ("max_pool", "avg_pool"):
             ),
         )
 _enter(
+    [f"fractional_max_pool{n}d{end}" for n in (2, 3) for end in ("", "_with_indices")],
+    Operation("max_pool", _windows.in_channels, _work.reduction_of_input, draws=True),
+)
+_enter(_dimensional("max_unpool{}d"), Operation("nonlinear", _windows.in_channels, _work.none))
+_enter(
+    "grid_sample grid_sampler grid_sampler_2d grid_sampler_3d",
+    Operation(_kinds.sampled, _windows.sampled, _work.sampled),
+)
+_enter("affine_grid_generator", Operation("linear", _windows.affine_grid, _work.affine_grid))
+_enter(
+    "torchvision::roi_align torchvision::roi_pool",
+    Operation("nonlinear", _windows.regions, _work.regions),
+)
+_enter(
+    "torchvision::ps_roi_align torchvision::ps_roi_pool",
+    Operation("nonlinear", _axes.somewhere, _work.regions),
+)
+_enter("torchvision::deform_conv2d", Operation("nonlinear", _windows.deformed, _work.deformed))
+_enter(
     "upsample interpolate",
     Operation(_kinds.resampling, _windows.interpolate, _work.interpolate, gradient="rounds"),
 )
@@ -290,16 +354,27 @@ _enter("expand broadcast_to", Operation("repeat", _axes.stretched, _work.none))
 _enter("expand_as", Operation("repeat", _axes.stretched, _work.none, partial=True))
 _enter("repeat tile", Operation("repeat", _axes.repeated, _work.none))
 _enter("repeat_interleave", Operation("repeat", _axes.interleaved, _work.none))
-_enter("chunk split", Operation("cut", _axes.parts, _work.none, ("input", "sizes", "dim")))
+_enter("broadcast_tensors", Operation("repeat", _axes.stretched_each, _work.none))
 _enter(
-    "split_with_sizes tensor_split narrow unbind select",
+    "chunk split unsafe_chunk unsafe_split",
+    Operation("cut", _axes.parts, _work.none, ("input", "sizes", "dim")),
+)
+_enter(
+    "split_with_sizes unsafe_split_with_sizes tensor_split narrow narrow_copy unbind select",
     Operation("cut", _axes.parts, _work.none),
 )
 _enter("slice", Operation("cut", _axes.sliced, _work.none))
-_enter("index_select", Operation("cut", _axes.selected, _work.none))
-_enter("getitem", Operation("cut", _axes.indexing, _work.none))
+_enter("index_select", Operation(_kinds.indexed("cut"), _axes.selected, _work.none))
+_enter("getitem", Operation(_kinds.indexed("cut"), _axes.indexing, _work.none))
+_enter("gather", Operation(_kinds.indexed("cut"), _axes.gathered, _work.none))
+_enter("take", Operation(_kinds.indexed("cut"), _axes.somewhere, _work.none))
+_enter("as_strided", Operation("cut", _axes.somewhere, _work.none))
+_enter("diagonal diagonal_copy", Operation("cut", _axes.diagonal, _work.none))
+_enter("diag_embed", Operation("pad", _axes.on_diagonal, _work.none))
+_enter("trace", Operation("sum", nothing, _work.reduction_of_input))
 _enter("unfold", Operation("unfold", _axes.unfolded, _work.none))
 _enter("im2col", Operation("unfold", _axes.patches, _work.none))
+_enter("col2im", Operation("sum", _windows.folded, _work.reduction_of_input))
 _enter(
     "cat concat concatenate stack",
     Operation("join", _mixing.concatenation, _work.none, ("tensors", "dim")),
@@ -308,10 +383,16 @@ _enter(
     "slice_scatter select_scatter",  # what torch.export makes of writing into part of a tensor
     Operation("join", _axes.scattered, _work.none, partial=True),
 )
-_enter("setitem", Operation("join", _axes.written, _work.none, partial=True))
+_enter("setitem", Operation(_kinds.indexed("join"), _axes.written, _work.none, partial=True))
+_enter("diagonal_scatter block_diag", Operation("join", nothing, _work.none))
+for _names, _kind in (("scatter index_copy index_fill", "join"), ("scatter_add index_add", "add")):
+    _enter(_names, Operation(_kinds.indexed(_kind), _axes.put, _work.none))
+_enter("scatter_reduce index_reduce", Operation("nonlinear", _axes.put, _work.each))
 _enter("copy", Operation("moves", _axes.copied, _work.none, partial=True))
 _enter("flip", Operation("shift", _axes.flip, _work.none))
 _enter("roll", Operation("shift", _axes.rolled, _work.none))
+_enter("rot90", Operation("shift", _axes.turned, _work.none))
+_enter("view_as_real", Operation("reshapes", _mixing.embedding, _work.none))
 _enter(
     [
         "pad",

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from constrained_cnn.errors import TracingError
-from constrained_cnn.graph import AxisRead, Resample, Taps, Window
+from constrained_cnn.graph import AxisRead, Read, Resample, Taps, Window
 from constrained_cnn.graph._reads import By
 from constrained_cnn.tracing.operations._call import Call, Reads, kept, spread
 
@@ -121,8 +120,6 @@ def interpolate(call: Call) -> Reads:
     x = call.get(0, "input")
     kind = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
     mode = call.get(3, "mode", "nearest")
-    if call.get(6, "antialias", False):
-        raise TracingError("interpolate with antialias=True: what its units read is not described")
     if mode == "area":
         return adaptive_pool(replace(call, op=f"adaptive_avg_pool{x.ndim - 2}d", kwargs={}))
     aligned = bool(call.get(4, "align_corners", False))
@@ -138,8 +135,12 @@ def interpolate(call: Call) -> Reads:
         elif not exact:
             slope = 1 / Fraction(scale[axis - 2]).limit_denominator(10_000)
         window = Resample(kind.get(mode, mode), slope, aligned)
-        nearest, by = "nearest" in mode, None if exact else scale[axis - 2]
-        windows.append(_as_torch_rounds(x, window, axis, (out, by)) if nearest else window)
+        by = None if exact else scale[axis - 2]
+        if call.get(6, "antialias", False):
+            windows.append(_antialiased(into, (out, by), mode, aligned))
+        else:
+            nearest = "nearest" in mode
+            windows.append(_as_torch_rounds(x, window, axis, (out, by)) if nearest else window)
     return (call.read(x, on_last_axes(x, windows)),)
 
 
@@ -155,6 +156,62 @@ def _as_torch_rounds(
     read = F.interpolate(numbers, out if scale is None else None, scale, mode=window.kind)
     units = read.flatten().long().tolist()
     return window if units == exact[: len(units)] else Taps(tuple((unit,) for unit in units))
+
+
+def _antialiased(into: int, to: tuple[int, float | None], mode: str, aligned: bool) -> Taps:
+    """Return the units that torch gives a weight, along one axis."""
+    units, (out, scale) = torch.eye(into)[None, :, :, None], to
+    size, by = ((out, 1), None) if scale is None else (None, (scale, 1.0))
+    made = F.interpolate(units, size, by, mode, align_corners=aligned, antialias=True)
+    return Taps(tuple(tuple(column.nonzero().flatten().tolist()) for column in made[0, ..., 0].T))
+
+
+def in_channels(call: Call) -> Reads:
+    """Units anywhere in the image, channel by channel: of all inputs that have its axes."""
+    reads: list[Read] = []
+    for x in call.traced():
+        if x.ndim == call.output.ndim:
+            reads += _anywhere(call, x, kept(x)[:2])
+    return (tuple(reads),) * len(call.outputs)
+
+
+def sampled(call: Call) -> Reads:
+    """Units anywhere in the image, at the places that a grid gives for each unit."""
+    x, grid = call.get(0, "input"), call.get(1, "grid")
+    places = [AxisRead(axis) for axis in range(1, grid.ndim - 1)]
+    return ((*_anywhere(call, x, kept(x)[:2]), *call.read(grid, [AxisRead(0), None, *places])),)
+
+
+def affine_grid(call: Call) -> Reads:
+    """Each place reads the matrix of its sample."""
+    return (call.read(call.input, [AxisRead(0), *[None] * (call.output.ndim - 1)]),)
+
+
+def deformed(call: Call) -> Reads:
+    """All channels, anywhere in the image; the shifts and weights of taps place by place."""
+    reads = [*_anywhere(call, call.input, [AxisRead(0), None])]
+    for shifts in (call.get(2, "offset"), call.get(3, "mask")):
+        if shifts.shape[2:] == call.output.shape[2:]:
+            reads += call.read(shifts, kept(shifts, whole=[1]))
+    return (tuple(reads),)
+
+
+def regions(call: Call) -> Reads:
+    """Each region of any sample reads units anywhere in the image, channel by channel."""
+    return (_anywhere(call, call.input, [None, AxisRead(1)], (0, 2, 3)),) * len(call.outputs)
+
+
+def _anywhere(
+    call: Call, x: Tensor, first: list[AxisRead | None], unplaced: Sequence[int] = ()
+) -> tuple[Read, ...]:
+    axes = [*first, *[None] * (call.output.ndim - 2)]
+    return call.read(x, axes, unplaced=unplaced or range(2, x.ndim))
+
+
+def folded(call: Call) -> Reads:
+    """All channels of the windows that a place lies in."""
+    x = call.input
+    return (call.read(x, [AxisRead(0), None, None, None], unplaced=[x.ndim - 1]),)
 
 
 def pixel_shuffle(call: Call) -> Reads:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from constrained_cnn.graph import Work
 from constrained_cnn.tracing.operations._call import Call, tensors
-from constrained_cnn.tracing.operations._mixing import letters_of
+from constrained_cnn.tracing.operations._mixing import factors, letters_of
 from constrained_cnn.tracing.operations._windows import windows_of_pool
 
 
@@ -60,14 +60,60 @@ def _bias(call: Call, out: Tensor) -> int:
 
 def matmul(call: Call) -> Work:
     """Each element of the output takes as many multiply-accumulates as the axis between is long."""
-    return Work(macs=call.output.numel() * call.get(0, "input").shape[-1])
+    return Work(macs=call.output.numel() * factors(call)[0].shape[-1])
 
 
 def added_matmul(call: Call) -> Work:
     """A product with something added to it."""
-    name = "mat1" if call.op == "addmm" else "batch1"
+    first, second = factors(call)
+    columns = second.shape[-1] if second.ndim > 1 else 1
+    return Work(macs=first.numel() * columns, bias=call.output.numel())
+
+
+def bilinear(call: Call) -> Work:
+    """Each element of the output takes a multiply-accumulate for each pair of features."""
+    weight, bias = call.get(2, "weight"), call.get(3, "bias")
     out = call.output.numel()
-    return Work(macs=out * call.get(1, name).shape[-1], bias=out)
+    return Work(macs=out * weight[0].numel(), bias=0 if bias is None else out)
+
+
+def distances(call: Call) -> Work:
+    """Each pair of rows is compared feature by feature."""
+    return Work(elementwise=call.output.numel() * call.input.shape[-1])
+
+
+def sampled(call: Call) -> Work:
+    """Each element of the output reads its neighbours: 2 along each axis, 1 or 4 in other modes."""
+    along = {"nearest": 0, 1: 0, "bicubic": 4, 2: 4}.get(call.get(2, "mode", "bilinear"), 2)
+    return Work(pooling=call.output.numel() * along ** (call.output.ndim - 2))
+
+
+def affine_grid(call: Call) -> Work:
+    """Each place, with a one behind it, is multiplied by the matrix."""
+    theta = call.input
+    return Work(macs=call.output.numel() * theta.shape[-1])
+
+
+def deformed(call: Call) -> Work:
+    """That of a convolution, and four neighbours read for each tap of each channel."""
+    x, weight, out = call.input, call.args[1], call.output
+    places = math.prod(out.shape[2:]) * math.prod(weight.shape[2:])
+    return Work(
+        macs=out.numel() * math.prod(weight.shape[1:]),
+        bias=out.numel(),
+        pooling=4 * places * x.shape[0] * x.shape[1],
+    )
+
+
+def regions(call: Call) -> Work:
+    """Each element of the output reads four neighbours of each of its points."""
+    points = call.args[5] if call.op.endswith("align") else 1
+    return Work(pooling=4 * call.output.numel() * max(points, 1) ** 2)
+
+
+def bag(call: Call) -> Work:
+    """Each index brings a row."""
+    return Work(pooling=call.get(0, "input").numel() * call.output.shape[-1])
 
 
 def product(call: Call) -> Work:
@@ -104,7 +150,7 @@ def product(call: Call) -> Work:
 def attention(call: Call) -> Work:
     """Queries times keys, softmax, times values."""
     query, key, value = (call.get(i, name) for i, name in enumerate(("query", "key", "value")))
-    scores = math.prod(query.shape[:-1]) * key.shape[-2]
+    scores = math.prod(call.output.shape[:-1]) * key.shape[-2]
     return Work(macs=scores * (query.shape[-1] + value.shape[-1]), elementwise=scores)
 
 
@@ -173,4 +219,8 @@ def interpolate(call: Call) -> Work:
     if mode == "area":
         return Work(pooling=max(x.numel(), call.output.numel()))
     along = 4 if "cubic" in mode else 2 if "linear" in mode else 0
-    return Work(pooling=call.output.numel() * along ** (x.ndim - 2))
+    read = math.prod(x.shape[:2])
+    for into, made in zip(x.shape[2:], call.output.shape[2:], strict=True):
+        # Shrunk without aliases, a unit reads all those that it stands for.
+        read *= along * (max(into, made) if call.get(6, "antialias", False) else made)
+    return Work(pooling=read)
