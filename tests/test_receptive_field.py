@@ -315,13 +315,6 @@ def test_it_prints_and_gives_the_sheet_people_keep() -> None:
         (Does(lambda x: x @ x.mT), (1, 8, 8), None, TracingError, "name a layer before that"),
         (conv(1), (8, 8), None, TracingError, "channels first, and is given"),
         (
-            Does(lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True)),
-            (1, 8, 8),
-            None,
-            TracingError,
-            "antialias",
-        ),
-        (
             Does(lambda x, a: a(x[:, :, x[0, 0, 0].argsort()]), conv(1)),
             (1, 8, 8),
             None,

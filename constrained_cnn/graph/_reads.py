@@ -101,10 +101,14 @@ class AxisRead:
 class Patch:
     """How an axis of an image goes into one that counts patches, as ``unfold`` makes it.
 
+    With a transposed window it is the way back, as ``fold`` goes it: then ``axis`` counts patches,
+    and ``into`` is an axis of the image.
+
     Attributes:
         axis: The axis of the input.
         window: Slides along it, once for each patch.
-        into: The axis of the output; its ``index // step % count`` is the number of the window.
+        into: The axis of the output. Of the one that counts patches ``index // step % count`` is
+            the number of the window.
         step: Patches from one window to the next.
         count: How many windows there are.
     """

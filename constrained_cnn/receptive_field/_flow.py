@@ -127,9 +127,14 @@ def _follow(
     for axis, unit in read.picks:
         spot = spot.picked(axis, unit)
     for patch in read.patches:
-        if any(digit.axis == patch.axis for digit in spot.digits):
+        number = Digit(patch.axis, patch.step, patch.count)
+        if patch.window.transposed:
+            if spot.digits == (number,):
+                along = Digit(patch.into, 1, shape[patch.into])
+                return _Arrival(_moved(spot, patch.window, along), read.gate)
+        elif any(digit.axis == patch.axis for digit in spot.digits):
             spot = spot.along(patch.axis, before[patch.axis])
-            along = Digit(patch.into, patch.step, patch.count)
+            along = replace(number, axis=patch.into)
             return _Arrival(_moved(spot, patch.window, along), read.gate)
     if read.reshapes and spot.units > 1:
         moved = spot.reshaped(before, shape)

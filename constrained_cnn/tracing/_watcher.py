@@ -285,7 +285,7 @@ class _Recurrent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gates: int, args: Any, x: Tensor, *_: Tensor) -> Any:
-        _, state, weights, biased, layers, dropout, training, both_ways, batch_first = args
+        _, state, weights, _, layers, dropout, training, both_ways, batch_first = args
         hidden = weights[0].shape[0] // gates
         width = state[0].shape[-1] if gates == 4 else hidden
         ways, batch = 1 + both_ways, x.shape[not batch_first]

@@ -1,5 +1,6 @@
 """What operations that move, cut and join axes read."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -313,19 +314,31 @@ def unfolded(call: Call) -> Reads:
 def patches(call: Call) -> Reads:
     """Windows over the image, their taps among the channels, their places one after another."""
     x = call.get(0, "input")
+    pair = _patches(call, x, 1)
+    return (call.read(x, [AxisRead(0), None, None], patches=pair),)
+
+
+def folded(call: Call) -> Reads:
+    """Places of the image, each of which lies in several windows: patches the other way."""
+    x = call.get(0, "input")
+    back = [
+        Patch(2, replace(patch.window, transposed=True), patch.axis, patch.step, patch.count)
+        for patch in _patches(call, call.output, 2)
+    ]
+    return (call.read(x, [AxisRead(0), None, None, None], patches=back, unplaced=[2]),)
+
+
+def _patches(call: Call, image: Tensor, first: int) -> list[Patch]:
+    """Return how rows and columns of an image go into patches; ``first`` is the kernel's place."""
     names = ("kernel_size", "dilation", "padding", "stride")
-    given = [call.get(i, name, int(i != 3)) for i, name in enumerate(names, start=1)]
+    given = [call.get(i + first, name, int(i != 2)) for i, name in enumerate(names)]
     kernel, dilation, padding, stride = (spread(value, 2) for value in given)
     windows = list(map(Window, kernel, stride, padding, dilation))
     counts = [
         (size + 2 * w.padding - w.dilation * (w.kernel - 1) - 1) // w.stride + 1
-        for size, w in zip(x.shape[2:], windows, strict=True)
+        for size, w in zip(image.shape[2:], windows, strict=True)
     ]
-    rows, columns = (
-        Patch(axis, window, 2, step, count)
-        for axis, window, step, count in zip((2, 3), windows, (counts[1], 1), counts, strict=True)
-    )
-    return (call.read(x, [AxisRead(0), None, None], patches=[rows, columns]),)
+    return list(map(Patch, (2, 3), windows, (2, 2), (counts[1], 1), counts))
 
 
 def selected(call: Call) -> Reads:

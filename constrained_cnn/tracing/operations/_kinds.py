@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 
 from constrained_cnn.graph import Setting
-from constrained_cnn.tracing.operations import _mixing
 from constrained_cnn.tracing.operations._call import Call, tensors
 from constrained_cnn.tracing.operations._mixing import letters_of
 
@@ -57,12 +56,6 @@ def cast(call: Call, settings: Settings) -> str:
     had = x.is_floating_point() or x.is_complex()
     has = call.output.is_floating_point() or call.output.is_complex()
     return "nonlinear" if had and not has else "moves"
-
-
-def factors(call: Call, settings: Settings) -> str:
-    """Return "linear" where at most one of what is multiplied depends on the input."""
-    traced = [id(tensor) in call.values for tensor in _mixing.factors(call)]
-    return "product" if all(traced) else "linear"
 
 
 def bilinear(call: Call, settings: Settings) -> str:

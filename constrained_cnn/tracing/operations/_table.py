@@ -201,9 +201,10 @@ _enter(
     "linear",
     Operation("linear", _mixing.linear, _work.linear, ("input", "weight", "bias")),
 )
-_enter("matmul mm bmm mv dot vdot", Operation("product", _mixing.matmul, _work.matmul))
-_enter("addmm addmv", Operation(_kinds.factors, _mixing.matmul, _work.added_matmul))
-_enter("baddbmm addbmm", Operation("product", _mixing.matmul, _work.added_matmul))
+_enter("matmul mm bmm", Operation("product", _mixing.matmul, _work.matmul))
+_enter("mv dot vdot", Operation("product", _mixing.matmul, _work.vectors))
+_enter("addmm", Operation("linear", _mixing.matmul, _work.added_matmul))
+_enter("baddbmm addbmm addmv", Operation("product", _mixing.matmul, _work.added_matmul))
 _enter("addr", Operation("product", nothing, _work.each))
 _enter("einsum", Operation(_kinds.einsum, _mixing.product, _work.product))
 _enter("bilinear", Operation(_kinds.bilinear, _mixing.rows, _work.bilinear))
@@ -374,7 +375,7 @@ _enter("diag_embed", Operation("pad", _axes.on_diagonal, _work.none))
 _enter("trace", Operation("sum", nothing, _work.reduction_of_input))
 _enter("unfold", Operation("unfold", _axes.unfolded, _work.none))
 _enter("im2col", Operation("unfold", _axes.patches, _work.none))
-_enter("col2im", Operation("sum", _windows.folded, _work.reduction_of_input))
+_enter("col2im", Operation("sum", _axes.folded, _work.reduction_of_input))
 _enter(
     "cat concat concatenate stack",
     Operation("join", _mixing.concatenation, _work.none, ("tensors", "dim")),

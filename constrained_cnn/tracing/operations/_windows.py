@@ -208,12 +208,6 @@ def _anywhere(
     return call.read(x, axes, unplaced=unplaced or range(2, x.ndim))
 
 
-def folded(call: Call) -> Reads:
-    """All channels of the windows that a place lies in."""
-    x = call.input
-    return (call.read(x, [AxisRead(0), None, None, None], unplaced=[x.ndim - 1]),)
-
-
 def pixel_shuffle(call: Call) -> Reads:
     """Channels to positions: nearest neighbour on both axes, all channels."""
     x, factor = call.get(0, "input"), call.get(1, "upscale_factor")

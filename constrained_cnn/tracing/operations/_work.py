@@ -63,6 +63,12 @@ def matmul(call: Call) -> Work:
     return Work(macs=call.output.numel() * factors(call)[0].shape[-1])
 
 
+def vectors(call: Call) -> Work:
+    """A product with a vector; torch counts none of weights alone, as spectral norm makes it."""
+    size = factors(call)[0].numel()
+    return Work(macs=size) if call.traced() else Work(elementwise=size)
+
+
 def added_matmul(call: Call) -> Work:
     """A product with something added to it."""
     first, second = factors(call)
