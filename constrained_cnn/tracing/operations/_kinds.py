@@ -58,11 +58,6 @@ def cast(call: Call, settings: Settings) -> str:
     return "nonlinear" if had and not has else "moves"
 
 
-def bilinear(call: Call, settings: Settings) -> str:
-    """Return "product" where one of the two inputs is no input of the network."""
-    return "nonlinear" if len(call.traced()) > 1 else "product"
-
-
 def sampled(call: Call, settings: Settings) -> str:
     """Return "resample" where the input says nothing of the places."""
     return "nonlinear" if len(call.traced()) > 1 else "resample"

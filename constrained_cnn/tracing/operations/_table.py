@@ -207,7 +207,7 @@ _enter("addmm", Operation("linear", _mixing.matmul, _work.added_matmul))
 _enter("baddbmm addbmm addmv", Operation("product", _mixing.matmul, _work.added_matmul))
 _enter("addr", Operation("product", nothing, _work.each))
 _enter("einsum", Operation(_kinds.einsum, _mixing.product, _work.product))
-_enter("bilinear", Operation(_kinds.bilinear, _mixing.rows, _work.bilinear))
+_enter("bilinear", Operation("product", _mixing.rows, _work.bilinear))
 _enter("_cdist_forward _euclidean_dist", Operation("nonlinear", _mixing.distances, _work.distances))
 _enter(
     """
