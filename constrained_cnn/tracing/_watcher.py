@@ -178,6 +178,8 @@ def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         heads = _heads_of(given[:3], bool(kwargs.get("enable_gqa")))
         if heads and not call.get(4, "dropout_p"):
             return _Attention.apply(heads, *tensors(given))
+    if func in _ROUNDS:
+        return _FakeQuantize.apply(next(tensors((args, kwargs))))
     if func in _GATES and isinstance(args[3], bool):  # of a packed sequence a list stands there
         weights = [weight for weight in args[2] if weight.requires_grad]
         return _Recurrent.apply(_GATES[func], args, args[0], *weights)
@@ -204,6 +206,8 @@ def _keeps_shape(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     )
 
 
+# They run on numbers alone.
+_ROUNDS = (torch.fake_quantize_per_tensor_affine, torch.fake_quantize_per_channel_affine)
 # What the plain formulas keep of each step, in states: gates, what goes in and what comes out.
 _GATES = {torch.lstm: 4, torch.gru: 3, torch.rnn_tanh: 1, torch.rnn_relu: 1}
 
@@ -300,6 +304,15 @@ class _Recurrent(torch.autograd.Function):
         kept.append(x.new_empty((layers * ways, steps + (gates == 1), batch, of_step)))
         ctx.save_for_backward(*kept)
         return (out, *last[: 1 + (gates == 4)])
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """What rounding to steps gives, and which units it does not cut off, without content."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.empty_like(x, dtype=torch.bool))
+        return torch.empty_like(x)
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -78,10 +78,7 @@ _enter(
     _each("nonlinear", "passes"),
 )
 _enter(
-    """
-    _fake_quantize_learnable_per_channel_affine _fake_quantize_learnable_per_tensor_affine bucketize
-    fake_quantize_per_channel_affine
-    """,
+    "bucketize fake_quantize_per_channel_affine",
     Operation("nonlinear", _axes.stretched, _work.each, gradient="passes"),
 )
 _enter(

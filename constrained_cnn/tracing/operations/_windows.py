@@ -159,11 +159,11 @@ def _as_torch_rounds(
 
 
 def _antialiased(into: int, to: tuple[int, float | None], mode: str, aligned: bool) -> Taps:
-    """Return the units that torch gives a weight, along one axis."""
-    units, (out, scale) = torch.eye(into)[None, :, :, None], to
-    size, by = ((out, 1), None) if scale is None else (None, (scale, 1.0))
-    made = F.interpolate(units, size, by, mode, align_corners=aligned, antialias=True)
-    return Taps(tuple(tuple(column.nonzero().flatten().tolist()) for column in made[0, ..., 0].T))
+    """Return the units that torch gives a weight, along one axis; each row has one of them."""
+    rows, (out, scale) = torch.eye(into)[None, None], to
+    size, by = ((into, out), None) if scale is None else (None, (1.0, scale))
+    made = F.interpolate(rows, size, by, mode, align_corners=aligned, antialias=True)
+    return Taps(tuple(tuple(column.nonzero().flatten().tolist()) for column in made[0, 0].T))
 
 
 def in_channels(call: Call) -> Reads:
