@@ -112,7 +112,7 @@ class _Widths:
     def follow(self) -> None:
         for value in self.graph.inputs:
             shape = self.graph.values[value].shape
-            if len(shape) > 1:
+            if len(shape) > 1 and self.graph.values[value].batch_axis == 0:
                 self.of[value] = (1, ((_FIXED, shape[1]),))
         for position, layer in enumerate(self.graph.layers):
             if layer.kind in FEEDERS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from constrained_cnn.budget._advice import ChannelCost, channel_costs
-from constrained_cnn.errors import escape_controls
+from constrained_cnn.errors import InvalidInputError, escape_controls
 from constrained_cnn.graph import Graph
 from constrained_cnn.table import Table
 from constrained_cnn.tracing import as_graph
@@ -81,7 +81,7 @@ def advise(model: nn.Module | Graph, input_shape: Sequence[int] | None = None) -
         input_shape: Shape of one sample; not for a graph.
 
     Raises:
-        InvalidInputError: If there is no shape.
+        InvalidInputError: If there is no shape, or axis 0 of no input is the batch.
         TracingError: If the network cannot be traced.
 
     Examples:
@@ -93,4 +93,9 @@ def advise(model: nn.Module | Graph, input_shape: Sequence[int] | None = None) -
         'goes out of the network'
     """
     graph = as_graph(model, input_shape)
+    if not any(graph.values[number].batch_axis == 0 for number in graph.inputs):
+        raise InvalidInputError(
+            f"model={graph.model}: has no input whose axis 0 is the batch, and so no channels at "
+            "axis 1; trace it with batch_axis=0"
+        )
     return Advice(graph.model, channel_costs(graph))

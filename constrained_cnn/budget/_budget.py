@@ -21,6 +21,7 @@ from constrained_cnn.errors import escape_controls
 from constrained_cnn.graph import Graph, Work
 from constrained_cnn.table import Table, escape_markdown, say_bytes
 from constrained_cnn.tracing import as_graph
+from constrained_cnn.tracing._inputs import BatchAxis
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -298,6 +299,7 @@ def measure_budget(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    batch_axis: BatchAxis = "auto",
     strict: bool = True,
 ) -> Budget:
     """Return exactly what a network costs for one sample: parameters, MACs, memory.
@@ -310,10 +312,12 @@ def measure_budget(
         input_shape: Shape of one sample, ``(channels, *image)``; not for a graph.
         inputs: All inputs, for a network with several, as in
             :func:`~constrained_cnn.tracing.trace`.
+        batch_axis: Which axis of them is the batch, as in :func:`~constrained_cnn.tracing.trace`.
         strict: Whether an operation that nobody has described is an error, or listed as unknown.
 
     Raises:
-        InvalidInputError: If neither a shape nor inputs are given, or both.
+        InvalidInputError: If neither a shape nor inputs are given, or both, or if it is doubtful
+            which axis is the batch.
         TracingError: If the network cannot be traced.
 
     Examples:
@@ -324,13 +328,13 @@ def measure_budget(
         >>> budget.memory.inference_peak, budget.memory.peak_layer
         (43264, '1: batch_norm')
     """
-    graph = as_graph(model, input_shape, inputs=inputs, strict=strict)
+    graph = as_graph(model, input_shape, inputs=inputs, batch_axis=batch_axis, strict=strict)
     layers = _layers(graph)
     work = sum((layer.work for layer in layers if layer.work is not None), Work())
     parameters = count_parameters(graph)
     return Budget(
         graph.model,
-        tuple(graph.values[number].shape[1:] for number in graph.inputs),
+        tuple(graph.values[number].sample_shape for number in graph.inputs),
         parameters,
         work,
         memory_of(graph, parameters),
@@ -354,7 +358,7 @@ def _layers(graph: Graph) -> tuple[LayerCost, ...]:
                 layer.name,
                 layer.path,
                 layer.op,
-                graph.values[layer.outputs[0]].shape[1:],
+                graph.values[layer.outputs[0]].sample_shape,
                 own[i],
                 deployed.get(i, 0),
                 layer.work,

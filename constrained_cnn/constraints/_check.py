@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from constrained_cnn.errors import InvalidInputError, TracingError, check_flag
 from constrained_cnn.graph import Graph
 from constrained_cnn.record import RunRecord
 from constrained_cnn.tracing import as_graph
+from constrained_cnn.tracing._inputs import BatchAxis
 
 
 def check(
@@ -25,6 +27,7 @@ def check(
     *,
     run: RunRecord | Sequence[RunRecord] | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    batch_axis: BatchAxis = "auto",
     require_run: bool = False,
 ) -> Report:
     """Judge a network, and the records of its runs, by rules.
@@ -41,6 +44,7 @@ def check(
             listed and do not count.
         inputs: All inputs, for a network with several, as in
             :func:`~constrained_cnn.tracing.trace`.
+        batch_axis: Which axis of them is the batch, as in :func:`~constrained_cnn.tracing.trace`.
         require_run: Whether rules on a run count without a record too: then they cannot be told.
 
     Raises:
@@ -60,7 +64,7 @@ def check(
     rules = as_constraints(constraints)
     check_flag("require_run", require_run)
     records = _records(run)
-    graph = _graph(model, input_shape, inputs)
+    graph = _graph(model, input_shape, inputs, batch_axis)
     subject = Subject(graph, records)
     _check_records(subject)
     try:
@@ -71,7 +75,7 @@ def check(
         findings = list(map(_required, findings))
     return Report(
         graph.model,
-        tuple(graph.values[number].shape[1:] for number in graph.inputs),
+        tuple(graph.values[number].sample_shape for number in graph.inputs),
         rules.name,
         tuple(findings),
         tuple(f"{record.recipe} seed {record.seed}" for record in records),
@@ -127,14 +131,16 @@ def _graph(
     model: nn.Module | Graph,
     input_shape: Sequence[int] | None,
     inputs: Sequence[Any] | Mapping[str, Any] | None,
+    batch_axis: BatchAxis,
 ) -> Graph:
     """Return the graph; where operations are not known, with what is known of the others."""
+    build = partial(as_graph, model, input_shape, inputs=inputs, batch_axis=batch_axis, repeat=True)
     try:
-        return as_graph(model, input_shape, inputs=inputs, repeat=True)
+        return build()
     except TracingError as error:
         first = error
     try:
-        return as_graph(model, input_shape, inputs=inputs, strict=False, repeat=True)
+        return build(strict=False)
     except TracingError:
         pass
     raise first

@@ -68,7 +68,7 @@ class Subject:
         """The inputs that are images, and the first layer that depends on each."""
         found: dict[int, str | None] = {}
         for image, value in enumerate(self.graph.inputs):
-            if len(self.graph.values[value].shape) > 2:
+            if self.graph.values[value].image_axes:
                 readers = (one.name for one in self.graph.layers if value in one.sources)
                 found[image] = next(readers, None)
         return found

@@ -28,19 +28,34 @@ class TensorInfo:
     """A tensor that flows through the network.
 
     Attributes:
-        shape: Its shape, the batch first.
+        shape: Its shape for a batch of one sample.
         dtype: Its type, such as ``"float32"``.
         memory: Number of the piece of memory it lies in; views and results made in place share one.
+        batch_axis: Which axis is the batch; None where there is none.
     """
 
     shape: tuple[int, ...]
     dtype: str
     memory: int
+    batch_axis: int | None = 0
 
     @property
     def elements(self) -> int:
         """Number of its elements."""
         return math.prod(self.shape)
+
+    @property
+    def sample_shape(self) -> Shape:
+        """Its shape without the batch."""
+        axis = self.batch_axis
+        return self.shape if axis is None else (*self.shape[:axis], *self.shape[axis + 1 :])
+
+    @property
+    def image_axes(self) -> range:
+        """Its axes behind the channels, if they come first in a sample; else none."""
+        if self.batch_axis is None:
+            return range(1, len(self.shape))
+        return range(2, len(self.shape)) if self.batch_axis == 0 else range(0)
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,13 @@ Spots = tuple[Spot, ...]
 
 def places(graph: Graph) -> list[Places]:
     """Return, for each value of the graph, its place along each axis of the image."""
-    image = graph.values[graph.inputs[0]].shape
+    of_image = graph.values[graph.inputs[0]]
+    image, image_axes = of_image.shape, of_image.image_axes
     start = AxisField()
     found: list[Spots] = [()] * len(graph.values)
     found[graph.inputs[0]] = tuple(
         Spot((Digit(axis, 1, image[axis]),), start, start, start, length=image[axis])
-        for axis in range(2, len(image))
+        for axis in image_axes
     )
     for layer in graph.layers:
         for output, reads in zip(layer.outputs, layer.reads, strict=True):
@@ -69,7 +70,7 @@ def places(graph: Graph) -> list[Places]:
                         [_follow(layer, graph, found, read, i, shape) for read in placed],
                         shape,
                     )
-                    for i in range(len(image) - 2)
+                    for i in range(len(image_axes))
                 )
     return [_settled(spots, value.shape) for spots, value in zip(found, graph.values, strict=True)]
 

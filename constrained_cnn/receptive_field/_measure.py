@@ -26,6 +26,7 @@ from constrained_cnn.receptive_field._flow import Place, Places, places
 from constrained_cnn.receptive_field._layers import Axis, LayerField
 from constrained_cnn.table import Table
 from constrained_cnn.tracing import as_graph
+from constrained_cnn.tracing._inputs import BatchAxis
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -147,6 +148,7 @@ def measure_receptive_field(
     *,
     layer: str | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    batch_axis: BatchAxis = "auto",
     image: int = 0,
     strict: bool = True,
 ) -> ReceptiveField:
@@ -165,6 +167,8 @@ def measure_receptive_field(
             stand at places of the image.
         inputs: All inputs, for a network with several, as in
             :func:`~constrained_cnn.tracing.trace`.
+        batch_axis: Which axis of them is the batch, as in :func:`~constrained_cnn.tracing.trace`.
+            Channels come first in a sample, so that of the image is 0 or None.
         image: Which of the tensors that come in, from 0, is the one whose positions are meant.
         strict: Whether an operation that nobody has described is an error, or only what sees
             through it.
@@ -187,14 +191,16 @@ def measure_receptive_field(
         >>> measure_receptive_field(net, (1, 28, 28), layer="1").axes[0].size
         4
     """
-    graph = as_graph(model, input_shape, inputs=inputs, strict=strict)
+    graph = as_graph(model, input_shape, inputs=inputs, batch_axis=batch_axis, strict=strict)
     check_integer("image", image, minimum=0, maximum=len(graph.inputs) - 1)
     others = (number for number in graph.inputs if number != graph.inputs[image])
     graph = replace(graph, inputs=(graph.inputs[image], *others))
-    shape = graph.values[graph.inputs[0]].shape
-    if len(shape) < 3:
+    of_image = graph.values[graph.inputs[0]]
+    if not of_image.image_axes:
+        order = f" with batch_axis={of_image.batch_axis}" if of_image.batch_axis else ""
         raise InvalidInputError(
-            f"input_shape={shape[1:]}: has no image axis after the channels, as (1, 28, 28) has"
+            f"input_shape={of_image.sample_shape}: has no image axis after the channels{order}, as "
+            "(1, 28, 28) has"
         )
     found = places(graph)
     value = last_spatial(graph, found) if layer is None else graph.value_of(layer)
@@ -211,7 +217,7 @@ def measure_receptive_field(
     asked = 0 if last is None else placed.index(last) + 1
     return ReceptiveField(
         graph.model,
-        shape[1:],
+        of_image.sample_shape,
         layer or ("input" if last is None else last.name),
         _axes(graph, value, found[value]),
         tuple(_row(graph, one, found) for one in placed),
@@ -222,9 +228,9 @@ def measure_receptive_field(
 
 def last_spatial(graph: Graph, found: Sequence[Places]) -> int:
     """Return the last value with a place in the image; raise if the image was formed anew later."""
-    image = len(graph.values[graph.inputs[0]].shape)
-    shapes = [graph.values[value].shape for value in graph.outputs]
-    anew = any(len(shape) == image and max(shape[2:]) > 1 for shape in shapes)
+    image = len(graph.values[graph.inputs[0]].sample_shape)
+    shapes = [graph.values[value].sample_shape for value in graph.outputs]
+    anew = any(len(shape) == image and max(shape[1:]) > 1 for shape in shapes)
     for layer in reversed(graph.layers):
         # Of several parts that which goes out of the network is meant.
         for value in sorted(layer.outputs, key=lambda one: one not in graph.outputs):
@@ -314,7 +320,7 @@ def _window(
 
 
 def _axes(graph: Graph, value: int, of: Sequence[Place]) -> tuple[Axis, ...]:
-    image = graph.values[graph.inputs[0]].shape[2:]
+    image = graph.values[graph.inputs[0]].sample_shape[1:]
     shape = graph.values[value].shape
     return tuple(
         Axis(

@@ -174,7 +174,7 @@ class Recorder(Watcher):
         if written or (sources and (is_in_place(func) or op == "setitem")):
             self._check_written(op, written or sources[:1], sources)
         before = [t._version for t in traced]
-        misfit = misfit_of(Call(op, args, kwargs, (), {}))
+        misfit = misfit_of(Call(op, args, kwargs, (), {}), self.is_batched)
         if misfit:
             raise ValueError(misfit)
         inner: list[tuple[Callable[..., Any], Call]] = []

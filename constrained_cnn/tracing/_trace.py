@@ -1,8 +1,8 @@
 """Run a network without data, once in evaluation mode and once in training, and write it down."""
 
+import contextlib
 import functools
 import itertools
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,19 @@ from constrained_cnn.errors import (
     InvalidInputError,
     TracingError,
     check_flag,
-    check_integer,
     reason_of,
 )
-from constrained_cnn.graph import Graph, Program, Weight
+from constrained_cnn.graph import Graph, Program, Shape, Weight
 from constrained_cnn.tracing._around import MovableState, states_of_others, undisturbed
 from constrained_cnn.tracing._copy import copied
 from constrained_cnn.tracing._export import replay
+from constrained_cnn.tracing._inputs import (
+    BatchAxis,
+    Inputs,
+    as_inputs,
+    refuse_batch_as_sequence,
+    watching_sequences,
+)
 from constrained_cnn.tracing._recorder import Recorder, UndescribedError
 from constrained_cnn.tracing._training import (
     TrainingRecorder,
@@ -39,10 +45,6 @@ from constrained_cnn.tracing.operations import tensors
 BATCH = 1009
 # Divides by every number up to 10.
 DIVISIBLE = 2520
-
-_MOST_ELEMENTS = 10**12
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def trace(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    batch_axis: BatchAxis = "auto",
     strict: bool = True,
     repeat: bool = False,
 ) -> Graph:
@@ -86,8 +89,13 @@ def trace(
         input_shape: Shape of one sample, without the batch: ``(1, 28, 28)``.
         inputs: In place of ``input_shape``, for a network with several inputs: everything its
             ``forward`` takes, in order or by name. A tuple of integers is the shape of one sample;
-            a tensor, with its batch axis, stands for its shape and type; anything else is passed
-            on as it is.
+            a tensor, with its batch axis, stands for its shape and type. Lists, tuples, dicts and
+            dataclasses may hold them at any depth; anything else is passed on as it is.
+        batch_axis: Which axis of the tensors is the batch. An index: there it is put into a shape,
+            and there the size of a tensor does not matter. None: there is none, and the tensor is
+            taken as it is, in training mode too. Or one of these for each input: a tuple in order,
+            or a mapping by name (0 for names it leaves out), nested as the inputs are. ``"auto"``
+            is 0, and refuses what makes that doubtful.
         strict: Whether an operation that nobody has described is an error. If not, the graph lists
             it as ``Graph.unknown``, and what is measured on the graph
             is incomplete.
@@ -96,7 +104,9 @@ def trace(
             attribute behind.
 
     Raises:
-        InvalidInputError: If the model is none, or the shape no shape.
+        InvalidInputError: If the model is none, the shape no shape, or without ``batch_axis`` it is
+            doubtful which axis is the batch: sizes at axis 0 differ, a lone tensor has one axis, or
+            a recurrent layer or an attention takes the batch for the sequence.
         TracingError: If the network cannot take that shape, depends on the values of its input,
             differs from call to call, or runs an operation nobody has described.
 
@@ -113,12 +123,17 @@ def trace(
         >>> graph = trace(Masked(), inputs=[(3, 8, 8), (1, 8, 8), False])
         >>> [graph.values[number].shape for number in graph.inputs]
         [(1, 3, 8, 8), (1, 1, 8, 8)]
+
+        A sequence of 10, the batch behind it:
+
+        >>> trace(nn.LSTM(16, 32), (10, 16), batch_axis=1).values[0].shape
+        (10, 1, 16)
     """
     if not isinstance(model, nn.Module):
         hint = "; call it: a class makes a network" if isinstance(model, type) else ""
         raise InvalidInputError(f"model={type(model).__name__}: must be a torch.nn.Module{hint}")
     check_flag("strict", strict)
-    wanted = _wanted(input_shape, inputs)
+    wanted = as_inputs(input_shape, inputs, batch_axis)
     try:
         _check_python(model)
         with undisturbed():
@@ -133,9 +148,15 @@ def trace(
 def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Graph:
     shadow = _shadow_of(model)
     state = MovableState(shadow.network.eval())
-    recorded, outputs = _evaluate(shadow, wanted, strict)
+    with watching_sequences(shadow.network) as sequences:
+        recorded, outputs = _evaluate(shadow, wanted, strict)
     if repeat or state.moved:
         recorded, outputs = _settled(shadow, wanted, strict, recorded, outputs, state)
+    if wanted.is_auto and any(one.shape[0] == 1 for one in sequences):
+        _check_sequences(shadow, wanted)
+    if not wanted.is_batch_first:
+        larger = _shapes_of_many(shadow, wanted, recorded)
+        _place_batch(recorded, wanted, larger, BATCH)
     return Graph(
         shadow.model,
         recorded.inputs,
@@ -183,6 +204,53 @@ def _settled(
     return recorded, outputs
 
 
+def _check_sequences(shadow: Shadow, wanted: Inputs) -> None:
+    """Raise if a layer that takes axis 0 for the sequence gets the batch there."""
+    with watching_sequences(shadow.network) as sequences, contextlib.suppress(TracingError):
+        _run(shadow, wanted, strict=False, batch=BATCH)
+    refuse_batch_as_sequence(sequences, BATCH)
+
+
+def _shapes_of_many(shadow: Shadow, wanted: Inputs, recorded: Recorder) -> list[Shape]:
+    """Return the shapes of the same values for ``BATCH`` samples."""
+    with contextlib.suppress(TracingError):
+        shapes = [v.shape for v in _run(shadow, wanted, strict=False, batch=BATCH)[0].values]
+        if len(shapes) == len(recorded.values):  # or with more samples it goes another way
+            return shapes
+    return [value.shape for value in recorded.values]
+
+
+def _place_batch(recorded: Recorder, wanted: Inputs, larger: Sequence[Shape], batch: int) -> None:
+    """Note which axis of each value is the batch, and leave it out of the layers' shapes.
+
+    It is the axis that grows with the batch; where none does, one of size 1 in front, as networks
+    without a batch put there.
+
+    Args:
+        recorded: What ran.
+        wanted: What it was given.
+        larger: The shapes of its values for so many samples.
+        batch: A number of samples that no other axis divides by; 1 if nothing grows.
+    """
+
+    def axis_of(shape: Shape) -> int | None:
+        growing = (i for i, size in enumerate(shape) if size and size % batch == 0 and batch > 1)
+        return next(growing, 0 if shape[:1] == (1,) else None)
+
+    axes = [*(s.batch_axis for s in wanted.specs), *map(axis_of, larger[len(wanted.specs) :])]
+    pairs = zip(recorded.values, axes, strict=True)
+    recorded.values[:] = [replace(value, batch_axis=axis) for value, axis in pairs]
+    shapes = [value.sample_shape for value in recorded.values]
+    recorded.layers[:] = [
+        replace(
+            layer,
+            input_shapes=tuple(shapes[number] for number in layer.inputs),
+            output_shape=shapes[layer.outputs[0]],
+        )
+        for layer in recorded.layers
+    ]
+
+
 # Three runs tell a state that settles after the first from one that does not. A way that is taken
 # with a probability between 0.3 and 0.7 shows in nine runs but for one in twenty.
 _RUNS, _RUNS_IF_RANDOM = 2, 8
@@ -210,6 +278,7 @@ def as_graph(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    batch_axis: BatchAxis = "auto",
     strict: bool = True,
     repeat: bool = False,
 ) -> Graph:
@@ -219,6 +288,7 @@ def as_graph(
         model: The network, or its graph.
         input_shape: As in :func:`trace`; not for a graph, which has its own.
         inputs: As in :func:`trace`; not for a graph.
+        batch_axis: Which axis of them is the batch, as in :func:`trace`.
         strict: As in :func:`trace`.
         repeat: As in :func:`trace`; not for a graph.
 
@@ -227,57 +297,19 @@ def as_graph(
         TracingError: If the network cannot be traced.
     """
     if not isinstance(model, Graph):
-        return trace(model, input_shape, inputs=inputs, strict=strict, repeat=repeat)
+        return trace(
+            model,
+            input_shape,
+            inputs=inputs,
+            batch_axis=batch_axis,
+            strict=strict,
+            repeat=repeat,
+        )
+    if batch_axis != "auto":
+        raise InvalidInputError(f"batch_axis={batch_axis!r}: not for a Graph, which has its own")
     if input_shape is not None or inputs is not None:
         raise InvalidInputError(f"input_shape={input_shape!r}: not for a Graph, which has its own")
     return model
-
-
-def _wanted(
-    input_shape: Sequence[int] | None, inputs: Sequence[Any] | Mapping[str, Any] | None
-) -> Inputs:
-    """Return the arguments and keyword arguments of the network's forward, checked."""
-    if (input_shape is None) == (inputs is None):
-        raise InvalidInputError(
-            f"input_shape={input_shape!r}, inputs={'None' if inputs is None else '...'}: give "
-            "either the shape of one sample, such as (1, 28, 28), or all inputs"
-        )
-    if inputs is None:
-        if not isinstance(input_shape, tuple | list | torch.Size) or not input_shape:
-            raise InvalidInputError(
-                f"input_shape={_shortly(input_shape)}: must be a shape, such as (1, 28, 28)"
-            )
-        shape = tuple(check_integer("input_shape", size, minimum=1) for size in input_shape)
-        _check_size("input_shape", shape)
-        return (shape,), {}
-    if isinstance(inputs, Mapping):
-        given: Inputs = ((), dict(inputs))
-    elif isinstance(inputs, list | tuple):
-        given = (tuple(inputs), {})
-    else:
-        raise InvalidInputError(
-            f"inputs={type(inputs).__name__}: must be a list of all inputs, or a dict by name"
-        )
-    every = [*given[0], *given[1].values()]
-    if not any(_is_shape(item) or isinstance(item, Tensor) for item in every):
-        raise InvalidInputError(
-            f"inputs={inputs!r}: must hold a shape, such as (1, 28, 28), or a tensor"
-        )
-    for shape in filter(_is_shape, every):
-        _check_size("inputs", shape)
-    return given
-
-
-def _shortly(value: Any) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
-
-
-def _check_size(name: str, shape: tuple[int, ...]) -> None:
-    if math.prod(shape) > _MOST_ELEMENTS:
-        raise InvalidInputError(
-            f"{name}={shape}: must have at most {_MOST_ELEMENTS:,} elements, or torch cannot count "
-            "what layers make of it"
-        )
 
 
 def _check_python(model: nn.Module) -> None:
@@ -301,27 +333,6 @@ def _check_python(model: nn.Module) -> None:
             )
 
 
-def _is_shape(item: Any) -> bool:
-    return (
-        isinstance(item, tuple)
-        and len(item) > 0
-        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in item)
-    )
-
-
-def _samples(wanted: Inputs, batch: int, dtype: torch.dtype) -> Inputs:
-    """Return the inputs as tensors without content."""
-
-    def sample(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            return torch.empty((batch, *item.shape[1:]), device=META, dtype=item.dtype)
-        if _is_shape(item):
-            return torch.empty((batch, *item), device=META, dtype=dtype)
-        return item
-
-    return tuple(map(sample, wanted[0])), {name: sample(item) for name, item in wanted[1].items()}
-
-
 def _dtype_of(shadow: nn.Module) -> torch.dtype:
     kinds = {part.dtype for part in shadow.parameters() if part.is_floating_point()}
     return kinds.pop() if len(kinds) == 1 else torch.get_default_dtype()
@@ -341,12 +352,13 @@ def _evaluate(shadow: Shadow, wanted: Inputs, strict: bool) -> tuple[Recorder, t
 
 
 def _run(
-    shadow: Shadow, wanted: Inputs, strict: bool, exported: bool = False
+    shadow: Shadow, wanted: Inputs, strict: bool, exported: bool = False, batch: int = 1
 ) -> tuple[Recorder, tuple[int, ...]]:
     network = shadow.network.eval()
-    args, kwargs = _samples(wanted, 1, _dtype_of(network))
+    args, kwargs = wanted.samples(batch, _dtype_of(network))
     inputs = list(tensors((args, kwargs)))
     recorder = Recorder(shadow.model, network, inputs, shadow.numbers, shadow.hidden, strict=strict)
+    recorder.is_batched = wanted.is_batched
     try:
         with torch.no_grad():
             if exported:
@@ -357,11 +369,11 @@ def _run(
     except ConstrainedCNNError:
         raise
     except Exception as error:
-        raise TracingError(_say(error, recorder, args, kwargs)) from error
+        raise TracingError(_say(error, recorder, wanted)) from error
     if recorder.refusal is not None:  # and the network caught it
         if isinstance(recorder.refusal, ConstrainedCNNError):
             raise recorder.refusal
-        raise TracingError(_say(recorder.refusal, recorder, args, kwargs)) from recorder.refusal
+        raise TracingError(_say(recorder.refusal, recorder, wanted)) from recorder.refusal
     recorder.given = outputs
     return recorder, recorder.numbers_of(outputs)
 
@@ -373,9 +385,12 @@ def _training_of(shadow: Shadow, wanted: Inputs) -> Program:
     parts, and take one with many divisors only; then two of these are compared.
     """
     with undisturbed():
-        program, kept = _train(shadow, wanted, BATCH)
+        batch = BATCH if wanted.is_batched else 1
+        program, kept = _train(shadow, wanted, batch)
         if not program.problem:
-            return with_saved(program, *growing(kept, BATCH))
+            return with_saved(program, *growing(kept, batch))
+        if not wanted.is_batched:
+            return program
         divisible, kept = _train(shadow, wanted, DIVISIBLE)
         twice, more = _train(shadow, wanted, 2 * DIVISIBLE)
         if divisible.problem or twice.problem or len(divisible.layers) != len(twice.layers):
@@ -389,9 +404,10 @@ def _training_of(shadow: Shadow, wanted: Inputs) -> Program:
 def _train(shadow: Shadow, wanted: Inputs, batch: int) -> tuple[Program, Sequence[tuple[int, int]]]:
     """Run a network in training mode; return what ran, and the bytes each layer keeps."""
     network = shadow.network.train()
-    args, kwargs = _samples(wanted, batch, _dtype_of(network))
+    args, kwargs = wanted.samples(batch, _dtype_of(network))
     inputs = list(tensors((args, kwargs)))
     recorder = TrainingRecorder(shadow.model, network, inputs, shadow.numbers, shadow.hidden)
+    recorder.is_batched = wanted.is_batched
     outputs: Any = ()
     problem = ""
     with torch.enable_grad(), recorder.watching():
@@ -404,6 +420,8 @@ def _train(shadow: Shadow, wanted: Inputs, batch: int) -> tuple[Program, Sequenc
         draws = [name for name, state in states_of_others().items() if state != before[name]]
     if recorder.refusal is not None and not problem:  # and the network caught it
         problem = reason_of(recorder.refusal)
+    if not wanted.is_batch_first:
+        _place_batch(recorder, wanted, [value.shape for value in recorder.values], batch)
     program = recorder.program(outputs)
     program = replace(program, draws=(*program.draws, *draws), problem=problem)
     return program, recorder.kept
@@ -426,7 +444,7 @@ def _kind(module: nn.Module) -> str:
     return f"{own.__name__}, a {base.__name__}" if derived else own.__name__
 
 
-def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
+def _say(error: Exception, recorder: Recorder, wanted: Inputs) -> str:
     reason = reason_of(error)
     path = recorder.where(error)
     where = f" in {path!r}" if path else ""
@@ -441,9 +459,7 @@ def _say(error: Exception, recorder: Recorder, args: Any, kwargs: Any) -> str:
             f"takes a number out of a tensor, so no single graph describes it ({reason}); trace a "
             "network whose steps depend on shapes"
         )
-    shapes = [tuple(tensor.shape[1:]) for tensor in tensors((args, kwargs))]
-    said = f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(map(str, shapes))}"
-    return f"{recorder.model} cannot take an input of {said}{where}: {reason}"
+    return f"{recorder.model} cannot take an input of {wanted.describe()}{where}: {reason}"
 
 
 def _shadow_of(model: nn.Module) -> Shadow:

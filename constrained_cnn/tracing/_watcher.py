@@ -31,6 +31,7 @@ class Watcher(TorchFunctionMode):
     def __init__(self, model: str, shadow: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.is_batched = True  # if not, samples come without a batch axis
         self._paths: dict[int, list[str]] = {}  # a shared module has several
         for path, part in shadow.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(part), []).append(path)
@@ -224,10 +225,11 @@ def _heads_of(given: Sequence[Tensor], grouped: bool) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(query, *others))
 
 
-def misfit_of(call: Call) -> str:
+def misfit_of(call: Call, is_batched: bool) -> str:
     """Return what does not fit, in plainer words than torch's; empty if all does.
 
-    A transposed convolution without content takes any number of channels.
+    A transposed convolution without content takes any number of channels. Torch takes a sample
+    without a batch too, but an image without channels is more often forgotten than meant.
     """
     if not call.op.startswith(("conv", "linear")):
         return ""
@@ -239,15 +241,16 @@ def misfit_of(call: Call) -> str:
     if call.op not in CONVOLUTIONS:
         return ""
     spatial = weight.ndim - 2
-    if x.ndim != spatial + 2:
+    if x.ndim != spatial + 2 and (is_batched or x.ndim != spatial + 1):
         return (
             f"{call.op} expects samples of {spatial + 1} axes, channels first, and is given "
             f"{tuple(x.shape[1:])}; a shape has no batch: (1, 28, 28) for images of 28 x 28"
         )
     groups = call.get(6, "groups", 1)
     expected = weight.shape[0] if "transpose" in call.op else weight.shape[1] * groups
-    if x.shape[1] != expected:
-        return f"{call.op} expects {expected} channels, and is given {x.shape[1]}"
+    channels = x.shape[-spatial - 1]
+    if channels != expected:
+        return f"{call.op} expects {expected} channels, and is given {channels}"
     return "" if "transpose" in call.op else _misfit_of_window(call, x, weight)
 
 
@@ -259,7 +262,7 @@ def _misfit_of_window(call: Call, x: Tensor, weight: Tensor) -> str:
     pads = spread(0 if padding == "valid" else padding, weight.ndim - 2)
     dilations = spread(call.get(5, "dilation", 1), weight.ndim - 2)
     windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
-    room = [size + 2 * pad for size, pad in zip(x.shape[2:], pads, strict=True)]
+    room = [size + 2 * pad for size, pad in zip(x.shape[2 - weight.ndim :], pads, strict=True)]
     if all(window <= size for window, size in zip(windows, room, strict=True)):
         return ""
     window, size = (" x ".join(map(str, numbers)) for numbers in (windows, room))
