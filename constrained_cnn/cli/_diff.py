@@ -5,8 +5,9 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from constrained_cnn.cli._inputs import add_input
 from constrained_cnn.cli._loading import opened, traced
-from constrained_cnn.cli._options import MODEL_HELP, add_formats, add_input, add_spec
+from constrained_cnn.cli._options import MODEL_HELP, add_formats, add_spec
 from constrained_cnn.cli._printing import show, width_of_terminal
 from constrained_cnn.cli._rules import named_rules, status_of
 from constrained_cnn.cli._status import EXIT_DONE

@@ -1,20 +1,22 @@
 """The familiar table of layers, which torchinfo makes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from constrained_cnn.errors import TracingError, escape_controls
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
-def layer_table(model: "nn.Module", *input_shapes: Sequence[int], depth: int) -> str:
+def layer_table(
+    model: "nn.Module", inputs: "Sequence[Tensor] | Mapping[str, Tensor]", *, depth: int
+) -> str:
     """Return torchinfo's table of a network's modules.
 
     Args:
         model: The network.
-        input_shapes: Shape of one sample of each input.
+        inputs: What it is given, in order or by name.
         depth: Levels of modules that are shown.
 
     Raises:
@@ -25,7 +27,7 @@ def layer_table(model: "nn.Module", *input_shapes: Sequence[int], depth: int) ->
     try:
         table = torchinfo.summary(
             model,
-            [(1, *shape) for shape in input_shapes],
+            input_data=inputs,
             device="cpu",
             verbose=0,
             depth=depth,
@@ -36,9 +38,10 @@ def layer_table(model: "nn.Module", *input_shapes: Sequence[int], depth: int) ->
     except Exception as error:
         cause = error.__cause__ or error  # torchinfo wraps what the network says
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        shapes = ", ".join(str(tuple(shape)) for shape in input_shapes)
+        tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise TracingError(
-            f"{type(model).__name__} cannot take an input of shape {shapes}: {reason}"
+            f"{type(model).__name__} cannot take a batch of shape {shapes}: {reason}"
         ) from error
     for row in table.summary_list:
         row.class_name, row.var_name = map(escape_controls, (row.class_name, row.var_name))

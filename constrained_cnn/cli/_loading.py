@@ -7,13 +7,14 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from constrained_cnn.cli._inputs import network_inputs
 from constrained_cnn.errors import (
     ConstrainedCNNError,
     InvalidInputError,
@@ -193,9 +194,9 @@ def traced(model: "nn.Module", name: str, options: argparse.Namespace) -> "Graph
     from constrained_cnn.tracing import trace
 
     may_be_unknown: bool | None = getattr(options, "allow_unknown", None)
-    inputs = options.input
+    inputs = network_inputs(model, options)
     try:
-        graph = trace(model, inputs=inputs, strict=not may_be_unknown)
+        graph = trace(model, **inputs, strict=not may_be_unknown)
     except TracingError as error:
         if may_be_unknown is False and _only_unknown(model, inputs):
             raise TracingError(f"{error}; or go on without it: --allow-unknown") from error
@@ -203,11 +204,11 @@ def traced(model: "nn.Module", name: str, options: argparse.Namespace) -> "Graph
     return replace(graph, model=name)
 
 
-def _only_unknown(model: "nn.Module", inputs: Sequence[tuple[int, ...]]) -> bool:
+def _only_unknown(model: "nn.Module", inputs: Mapping[str, Any]) -> bool:
     """Whether nothing but operations that nobody has described is in the way."""
     from constrained_cnn.tracing import trace
 
     try:
-        return bool(trace(model, inputs=inputs, strict=False).unknown)
+        return bool(trace(model, **inputs, strict=False).unknown)
     except ConstrainedCNNError:
         return False

@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from constrained_cnn.cli._inputs import sample_tensors
 from constrained_cnn.cli._layers import layer_table
 from constrained_cnn.cli._loading import opened, traced
 from constrained_cnn.cli._options import (
@@ -81,7 +82,7 @@ def _add_allow_unknown(parser: argparse.ArgumentParser) -> None:
 
 def _summary(options: argparse.Namespace) -> int:
     with opened(options.model) as model:
-        table = layer_table(model, *options.input, depth=options.depth)
+        table = layer_table(model, sample_tensors(model, options), depth=options.depth)
     print(table)
     return EXIT_DONE
 
@@ -156,6 +157,11 @@ def _check_field_options(options: argparse.Namespace) -> None:
             f"verify: proves networks of one input, and {len(options.input)} are given; leave "
             "--verify out"
         )
+    if options.verify and (options.input[0].dtype or options.batch_axis not in (None, (0,))):
+        raise InvalidInputError(
+            "verify: proves networks whose input is real numbers with the batch at axis 0; leave "
+            "the type and --batch-axis out, or --verify"
+        )
 
 
 def _proof(
@@ -163,8 +169,8 @@ def _proof(
 ) -> "FieldProof":
     from constrained_cnn.proof import verify_receptive_field
 
-    (shape,) = options.input
-    return verify_receptive_field(model, shape, layer=options.layer, field=field)
+    (image,) = options.input
+    return verify_receptive_field(model, image.shape, layer=options.layer, field=field)
 
 
 def _say_written(path: Any) -> None:

@@ -1,11 +1,11 @@
 """Words of the command line that are checked before anything runs."""
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from constrained_cnn.cli._inputs import add_input
 from constrained_cnn.errors import InvalidInputError, OutputError
 
 MODEL_HELP = """
@@ -14,26 +14,7 @@ or FILE.py:FACTORY. The factory is a class or function that takes no arguments a
 torch.nn.Module, or such a module itself. To find it, its file is run.
 """
 
-_LARGEST_SIDE, _MOST_ELEMENTS = 10**7, 10**12
 _PICTURES = (".png", ".svg", ".pdf")
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """Return the shape that a text names.
-
-    Examples:
-        >>> shape("1,28,28"), shape("3x224x224")
-        ((1, 28, 28), (3, 224, 224))
-    """
-    parts = [part.strip() for part in text.lower().replace("x", ",").split(",")]
-    if not all(part.isdecimal() and part.strip("0") for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a shape such as 1,28,28")
-    if any(len(part) > 20 for part in parts) or max(map(int, parts)) > _LARGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text!r}: has a side of more than {_LARGEST_SIDE:,}")
-    sides = tuple(map(int, parts))
-    if math.prod(sides) > _MOST_ELEMENTS:
-        raise argparse.ArgumentTypeError(f"{text!r}: has more than {_MOST_ELEMENTS:,} elements")
-    return sides
 
 
 def count(text: str) -> int:
@@ -75,23 +56,11 @@ def check_pictures(files: Sequence[str | None]) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the network, and the shape of its input."""
+    """Add the network, and what it is given."""
     parser.add_argument(
         "model", metavar="MODEL", help="mnist_12k, MODULE:FACTORY or FILE.py:FACTORY"
     )
     add_input(parser)
-
-
-def add_input(parser: argparse.ArgumentParser) -> None:
-    """Add the shape of its input, once for each."""
-    parser.add_argument(
-        "--input",
-        type=shape,
-        action="append",
-        required=True,
-        metavar="C,H,W",
-        help="shape of one sample, channels first: 1,28,28; once for each input, in order",
-    )
 
 
 def add_formats(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:

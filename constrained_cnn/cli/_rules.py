@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from constrained_cnn.cli._inputs import network_inputs
 from constrained_cnn.cli._loading import opened
 from constrained_cnn.cli._options import MODEL_HELP, add_formats, add_model, add_spec
 from constrained_cnn.cli._printing import show, width_of_terminal
@@ -79,7 +80,7 @@ def _check(options: argparse.Namespace) -> int:
             model,
             constraints=rules,
             run=records,
-            inputs=options.input,
+            **network_inputs(model, options),
             require_run=options.require_run,
         )
     report = replace(report, model=options.model)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from constrained_cnn.graph import Graph
 from constrained_cnn.sizing._polynomial import Polynomial, interpolate
 from constrained_cnn.sizing._space import Point, Space, count_exponents, exponents
 from constrained_cnn.tracing import trace
+from constrained_cnn.tracing._inputs import BatchAxis
 
 # A quantity is the greatest of its parts: of one number, or of the bytes at each operation.
 QUANTITIES: Mapping[str, Callable[[Budget], tuple[int, ...]]] = {
@@ -62,12 +64,14 @@ class Factory:
         space: Space,
         input_shape: Sequence[int] | None,
         inputs: Sequence[Any] | Mapping[str, Any] | None,
+        batch_axis: BatchAxis = "auto",
     ) -> None:
         check_signature(make, space)
         self.space = space
         self.measured: dict[Point, dict[str, tuple[int, ...]]] = {}
         self.traces = 0
-        self._make, self._input_shape, self._inputs = make, input_shape, inputs
+        self._make = make
+        self._trace = partial(trace, input_shape=input_shape, inputs=inputs, batch_axis=batch_axis)
         self._layers: tuple[Point, list[str]] | None = None
 
     def build(self, point: Point) -> Graph:
@@ -75,7 +79,7 @@ class Factory:
         model = self._model(point)
         self.traces += 1
         try:
-            graph = trace(model, self._input_shape, inputs=self._inputs)
+            graph = self._trace(model)
         except TracingError as error:
             raise TracingError(f"at widths {self.space.say(point)}: {error}") from error
         self._check_layers(point, [layer.name for layer in graph.layers])

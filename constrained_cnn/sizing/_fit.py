@@ -18,6 +18,7 @@ from constrained_cnn.sizing._polynomial import Factor
 from constrained_cnn.sizing._search import Found, Search
 from constrained_cnn.sizing._space import Point, Space, as_space
 from constrained_cnn.sizing._stages import Problem
+from constrained_cnn.tracing._inputs import BatchAxis
 
 MOST_BUILT = 2_000
 MOST_REFUSED = 300
@@ -32,6 +33,7 @@ def fit_widths(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    batch_axis: BatchAxis = "auto",
     target: Mapping[str, int],
     limits: Mapping[str, int | tuple[int | None, int | None]] = MappingProxyType({}),
     order: str | Mapping[str, int] = "even",
@@ -58,6 +60,7 @@ def fit_widths(
             least, the most and the multiple; an integer is a fixed width.
         input_shape: Shape of one sample, as in :func:`~constrained_cnn.tracing.trace`.
         inputs: All inputs, for a network with several.
+        batch_axis: Which axis of them is the batch, as in :func:`~constrained_cnn.tracing.trace`.
         target: The quantity to be met, and what it is to be: ``{"parameters": 12_000}``.
         limits: The most that is allowed of a quantity, or the least and the most, None for any:
             ``{"macs": 4_000_000, "inference_peak": (None, 100_000)}``.
@@ -103,7 +106,7 @@ def fit_widths(
         raise InvalidInputError(f"where={where!r}: must be a function, or None")
     kept = None if rules is None else as_constraints(rules)
     bounds = joined(bounds, limits_of(kept))
-    factory = Factory(make, space, input_shape, inputs)
+    factory = Factory(make, space, input_shape, inputs, batch_axis)
     by_macs = ["macs"] if order in ("fewest macs", "most macs") else []
     costs = recover_costs(factory, list(dict.fromkeys([quantity, *bounds, *by_macs])))
     criterion = as_order(order, space, costs)

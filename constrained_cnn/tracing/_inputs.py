@@ -185,6 +185,8 @@ def _spec_of(item: Any, axis: Any, name: str) -> InputSpec:
         raise InvalidInputError(
             f"batch_axis={axis!r}: {name} is one tensor; give it an index, or None"
         )
+    if isinstance(axis, Tensor):
+        raise InvalidInputError(f"batch_axis of {name}: must be an index or None, and is a tensor")
     if axis is not None:
         most = len(shape) - is_tensor
         if most < 0:
@@ -327,43 +329,35 @@ def _suggest(inputs: Inputs, batch: int) -> str:
     return f"batch_axis={tuple(map(guess, inputs.args))}"
 
 
-@dataclass(frozen=True)
-class SequenceInput:
-    """A tensor that a recurrent layer or an attention was given.
-
-    Attributes:
-        layer: What it was given to, in words.
-        shape: Its shape.
-    """
-
-    layer: str
-    shape: tuple[int, ...]
-
-
 @contextmanager
-def watching_sequences(network: nn.Module) -> Iterator[list[SequenceInput]]:
-    """Note what recurrent layers and attention are given in which axis 0 is the sequence.
+def watching_sequences(
+    network: nn.Module, notice: Callable[[str, tuple[int, ...]], None]
+) -> Iterator[None]:
+    """Notice what recurrent layers and attention are given in which axis 0 is the sequence.
 
     That is so with ``batch_first=False``, and for a tensor of two axes, which has no batch.
-    """
-    noted: list[SequenceInput] = []
 
-    def note(layer: str, module: Any, args: Any, kwargs: Any) -> None:
+    Args:
+        network: Runs meanwhile.
+        notice: Is told, before each runs, which layer it is and the shape of the tensor.
+    """
+
+    def look(layer: str, module: Any, args: Any, kwargs: Any) -> None:
         is_attention = isinstance(module, nn.MultiheadAttention)
         names = ("query", "key", "value") if is_attention else ("input",)
         for tensor in (*args[: len(names)], *(kwargs.get(name) for name in names)):
             if isinstance(tensor, Tensor) and not (module.batch_first and tensor.ndim == 3):
-                noted.append(SequenceInput(layer, tuple(tensor.shape)))
+                notice(layer, tuple(tensor.shape))
 
     handles = [
         module.register_forward_pre_hook(
-            functools.partial(note, _name_of_layer(path, module)), with_kwargs=True
+            functools.partial(look, _name_of_layer(path, module)), with_kwargs=True
         )
         for path, module in network.named_modules()
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention)
     ]
     try:
-        yield noted
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -374,22 +368,22 @@ def _name_of_layer(path: str, module: Any) -> str:
     return f"{place}a {type(module).__name__} with batch_first={module.batch_first}"
 
 
-def refuse_batch_as_sequence(noted: Sequence[SequenceInput], batch: int) -> None:
+def refuse_batch_as_sequence(batch: int, layer: str, shape: tuple[int, ...]) -> None:
     """Raise if a recurrent layer or an attention takes the batch for the sequence.
 
     Args:
-        noted: What was noted while the network ran.
-        batch: How many samples it ran with, a number that no other axis divides by.
+        batch: How many samples the network runs with, a number that no other axis divides by.
+        layer: Its name.
+        shape: Shape of a tensor it is given in which axis 0 is the sequence.
 
     Raises:
         InvalidInputError: Naming the layer.
     """
-    for one in noted:
-        if one.shape[0] % batch == 0:
-            advice = "batch_axis=1 if the sequence is axis 0 of the inputs"
-            if len(one.shape) == 2:
-                advice = "batch_axis=None if the inputs are one sample without a batch"
-            raise InvalidInputError(
-                f"{one.layer}, takes axis 0 of a tensor of {len(one.shape)} axes for the sequence, "
-                f"and is given the batch there; give {advice}, or batch_axis=0 if it is meant so"
-            )
+    if shape[0] % batch == 0:
+        advice = "batch_axis=1 if the sequence is axis 0 of the inputs"
+        if len(shape) == 2:
+            advice = "batch_axis=None if the inputs are one sample without a batch"
+        raise InvalidInputError(
+            f"{layer}, takes axis 0 of a tensor of {len(shape)} axes for the sequence, and is "
+            f"given the batch there; give {advice}, or batch_axis=0 if it is meant so"
+        )

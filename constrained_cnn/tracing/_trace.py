@@ -148,11 +148,12 @@ def trace(
 def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Graph:
     shadow = _shadow_of(model)
     state = MovableState(shadow.network.eval())
-    with watching_sequences(shadow.network) as sequences:
+    lengths: list[int] = []
+    with watching_sequences(shadow.network, lambda _, shape: lengths.append(shape[0])):
         recorded, outputs = _evaluate(shadow, wanted, strict)
     if repeat or state.moved:
         recorded, outputs = _settled(shadow, wanted, strict, recorded, outputs, state)
-    if wanted.is_auto and any(one.shape[0] == 1 for one in sequences):
+    if wanted.is_auto and 1 in lengths:
         _check_sequences(shadow, wanted)
     if not wanted.is_batch_first:
         larger = _shapes_of_many(shadow, wanted, recorded)
@@ -206,9 +207,9 @@ def _settled(
 
 def _check_sequences(shadow: Shadow, wanted: Inputs) -> None:
     """Raise if a layer that takes axis 0 for the sequence gets the batch there."""
-    with watching_sequences(shadow.network) as sequences, contextlib.suppress(TracingError):
+    refuse = functools.partial(refuse_batch_as_sequence, BATCH)
+    with watching_sequences(shadow.network, refuse), contextlib.suppress(TracingError):
         _run(shadow, wanted, strict=False, batch=BATCH)
-    refuse_batch_as_sequence(sequences, BATCH)
 
 
 def _shapes_of_many(shadow: Shadow, wanted: Inputs, recorded: Recorder) -> list[Shape]:
