@@ -10,14 +10,18 @@ if TYPE_CHECKING:
 
 
 def layer_table(
-    model: "nn.Module", inputs: "Sequence[Tensor] | Mapping[str, Tensor]", *, depth: int
+    model: "nn.Module",
+    *input_shapes: Sequence[int],
+    depth: int,
+    tensors: "Sequence[Tensor] | Mapping[str, Tensor] | None" = None,
 ) -> str:
     """Return torchinfo's table of a network's modules.
 
     Args:
         model: The network.
-        inputs: What it is given, in order or by name.
+        input_shapes: Shape of one sample of each input.
         depth: Levels of modules that are shown.
+        tensors: The inputs, in order or by name, where their shapes do not say all.
 
     Raises:
         TracingError: If the network cannot take such inputs.
@@ -27,7 +31,8 @@ def layer_table(
     try:
         table = torchinfo.summary(
             model,
-            input_data=inputs,
+            [(1, *shape) for shape in input_shapes] if tensors is None else None,
+            input_data=tensors,
             device="cpu",
             verbose=0,
             depth=depth,
@@ -38,10 +43,9 @@ def layer_table(
     except Exception as error:
         cause = error.__cause__ or error  # torchinfo wraps what the network says
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        shapes = ", ".join(str(tuple(shape)) for shape in input_shapes)
         raise TracingError(
-            f"{type(model).__name__} cannot take a batch of shape {shapes}: {reason}"
+            f"{type(model).__name__} cannot take an input of shape {shapes}: {reason}"
         ) from error
     for row in table.summary_list:
         row.class_name, row.var_name = map(escape_controls, (row.class_name, row.var_name))

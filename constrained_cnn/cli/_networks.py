@@ -82,7 +82,9 @@ def _add_allow_unknown(parser: argparse.ArgumentParser) -> None:
 
 def _summary(options: argparse.Namespace) -> int:
     with opened(options.model) as model:
-        table = layer_table(model, sample_tensors(model, options), depth=options.depth)
+        shapes = [one.shape for one in options.input]
+        tensors = sample_tensors(model, options)
+        table = layer_table(model, *shapes, depth=options.depth, tensors=tensors)
     print(table)
     return EXIT_DONE
 

@@ -159,12 +159,10 @@ def _kind(records: "Sequence[RunRecord]") -> str:
 
 def _print_layers(console: "Console", recipe: "Recipe") -> None:
     """Print the familiar table of layers, a row for each block."""
-    import torch
-
     from constrained_cnn import models
 
     model = models.create_model(recipe.model)
-    table = layer_table(model, [torch.zeros((1, *recipe.input_shape))], depth=2)
+    table = layer_table(model, recipe.input_shape, depth=2)
     console.print(table, soft_wrap=True)
 
 
