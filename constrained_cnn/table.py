@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import rich.table
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Table", "escape_markdown", "say_bytes"]
+__all__ = ["Table", "escape_markdown", "say_bytes", "say_kib"]
 
 
 @dataclass(frozen=True)
@@ -307,3 +307,13 @@ def say_bytes(count: int) -> str:
             digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
             return f"{value:,.{digits}f} {unit}"
     return f"{count} B"
+
+
+def say_kib(count: int) -> str:
+    """Return a number of bytes as tables of devices say it; 1 KiB is 1,024 bytes.
+
+    Examples:
+        >>> say_kib(640), say_kib(92_160), say_kib(340_736), say_kib(1_404_928)
+        ('640 B', '90.0 KiB', '332.8 KiB', '1,372.0 KiB')
+    """
+    return f"{count / 1024:,.1f} KiB" if abs(count) >= 1024 else f"{count} B"

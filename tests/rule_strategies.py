@@ -177,7 +177,13 @@ MEASURED: dict[str, st.SearchStrategy[Measured]] = {
         Memory,
         NUMBERS["memory"],
         accounting=st.sampled_from(
-            ["inference peak", "int8 peak", "saved for backward", "float16, with the input"]
+            [
+                "inference peak",
+                "int8 peak",
+                "saved for backward",
+                "float16, with the input",
+                "int8, fused, depthwise in place",
+            ]
         ),
     ),
     "weight_bytes": measured(

@@ -97,6 +97,85 @@ def test_accountings_by_hand() -> None:
     }
 
 
+class Reads(nn.Module):
+    """A convolution to 2 x 8 x 8, an activation, and what else the function does with both."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.act, self.function = nn.Conv2d(1, 2, 3), activation, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.function(x, self.act(x))
+
+
+MAP = 2 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("make", "peak"),
+    [
+        # An activation that alone reads the map works in it, in place or not.
+        (lambda: Reads(lambda x, y: y, nn.ReLU()), MAP),
+        (lambda: Reads(lambda x, y: y, nn.ReLU(inplace=True)), MAP),
+        (lambda: Reads(lambda x, y: y, nn.Hardswish()), MAP),
+        (lambda: Reads(lambda x, y: y, nn.Sequential(nn.Dropout(0.5), nn.SiLU())), MAP),
+        (lambda: Reads(lambda x, y: y, nn.Sequential(nn.Flatten(), nn.Tanh())), MAP),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.PReLU(2)), MAP),
+        # Where something else reads the map, before the activation or after, it makes another.
+        (lambda: Reads(lambda x, y: torch.cat([x, y], 1), nn.ReLU()), 4 * MAP),
+        (
+            lambda: Reads(lambda x, y: x.flatten(1).sum(1) + y.sum((1, 2, 3)), nn.ReLU()),
+            2 * MAP + 1,
+        ),
+        # A softmax is no activation of a layer, and one that halves its channels keeps no map.
+        (lambda: Reads(lambda x, y: y, nn.Softmax(1)), 2 * MAP),
+        (lambda: Reads(lambda x, y: y, nn.GLU(1)), MAP + MAP // 2),
+        # What the caller gives is the caller's.
+        (lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3)), 100 + MAP),
+    ],
+)
+def test_what_an_activation_fuses_into(make: Callable[[], nn.Module], peak: int) -> None:
+    memory = measure_budget(make(), (1, 10, 10)).memory
+    assert memory.int8_timeline.name == "int8, batch norm folded, fused"
+    assert memory.int8_peak == memory.int8_timeline.peak == peak
+
+
+@pytest.mark.parametrize(
+    ("layers", "peak"),
+    [
+        ([nn.Conv2d(4, 4, 3, padding=1, groups=4)], 4 * 64 + 64),  # then 1 x 8 x 8 more
+        ([nn.Conv2d(4, 4, 3, 2, 1, groups=4)], 64 + 4 * 64),  # the 1 x 8 x 8 before it
+        ([nn.Conv2d(4, 4, 2, padding=1, groups=4)], 4 * 64 + 4 * 81),  # larger: not over its input
+        ([nn.Conv2d(4, 8, 3, padding=1, groups=4)], 4 * 64 + 8 * 64),  # two of each
+        ([nn.Conv2d(4, 4, 3, padding=1, groups=2)], 2 * 4 * 64),  # no depthwise one
+        ([nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU6()], 4 * 64 + 64),
+    ],
+)
+def test_a_depthwise_convolution_writes_over_its_input(layers: list[nn.Module], peak: int) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 4, 1), *layers, nn.LazyConv2d(1, 1))
+    with torch.no_grad():
+        net(torch.zeros(1, 1, 8, 8))
+    *_, timeline = measure_budget(net, (1, 8, 8)).memory.planned
+    assert timeline.name == "int8, batch norm folded, fused, depthwise in place"
+    assert timeline.peak == peak
+
+
+def test_a_depthwise_convolution_spares_what_is_needed_later() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Conv2d(1, 4, 1)
+            self.each = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.wide(x)
+            return self.each(x) + x
+
+    graph = trace(Beside(), (1, 8, 8))
+    assert memory_timeline(graph, elements="int8", depthwise_in_place=True).peak == 3 * 4 * 64
+
+
 def test_the_peak_grows_with_the_image() -> None:
     peaks = [
         measure_budget(models.mnist_12k(), (1, size, size)).memory.inference_peak

@@ -365,6 +365,13 @@ def with_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3))
 
 
+# A convolution to 4 x 8 x 8, a depthwise one to the same, a convolution to 1 x 6 x 6.
+def depthwise() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 1, 3)
+    )
+
+
 TEN = (1, 10, 10)
 WIDE, POOLED, MAP, LAST = 2 * 64, 2 * 16, 4 * 64, 36
 PEAKS = {
@@ -375,7 +382,12 @@ PEAKS = {
     "int8, nothing in place": (in_place, "int8, nothing in place", 2 * WIDE, "1: relu"),
     "norm": (with_norm, "inference peak", 4 * 2 * MAP, "1: batch_norm"),
     "norm folded": (with_norm, "as run, batch norm folded", 4 * 2 * MAP, "2: relu"),
-    "norm, int8": (with_norm, "int8 peak", 2 * MAP, "2: relu"),
+    "norm, int8": (with_norm, "int8 peak", MAP + LAST, "3: conv2d"),
+    "norm, fused": (with_norm, "as run, batch norm folded, fused", 4 * (MAP + LAST), "3: conv2d"),
+    "norm, fused, not folded": (with_norm, "int8, fused", 2 * MAP, "1: batch_norm"),
+    "norm, int8, not fused": (with_norm, "int8, batch norm folded", 2 * MAP, "2: relu"),
+    "depthwise": (depthwise, "int8 peak", 2 * MAP, "1: conv2d"),
+    "depthwise in place": (depthwise, "int8, depthwise in place", MAP + LAST, "2: conv2d"),
     "norm, int8, not folded": (with_norm, "int8", 2 * MAP, "1: batch_norm"),
 }
 

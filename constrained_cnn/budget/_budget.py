@@ -19,7 +19,7 @@ from constrained_cnn.budget._parameters import (
 )
 from constrained_cnn.errors import escape_controls
 from constrained_cnn.graph import Graph, Work
-from constrained_cnn.table import Table, escape_markdown, say_bytes
+from constrained_cnn.table import Table, escape_markdown, say_bytes, say_kib
 from constrained_cnn.tracing import as_graph
 from constrained_cnn.tracing._inputs import BatchAxis
 
@@ -41,7 +41,11 @@ CONVENTIONS = (
     "Products of weights with weights count, for they run each time; a weight norm is not one.",
     (
         "Memory: activations that live while an operation runs, without the caller's input and "
-        "without what the operation needs for itself; 1 kB is 1,000 bytes."
+        "without what the operation needs for itself; 1 kB is 1,000 bytes, 1 KiB is 1,024."
+    ),
+    (
+        "Device peaks, as planners of microcontrollers find them: an element one byte, batch norms "
+        "folded, an activation in the memory of the layer before it (fused)."
     ),
     (
         "Saved for backward: what autograd keeps in training mode on a CPU, no parameters or "
@@ -147,6 +151,9 @@ class Budget:
             where = f"at {peak.peak_layer} ({peak.name})"
             rows.append(("" if i else "inference peak", say_bytes(peak.peak), where))
         rows.append(self._saved_row())
+        for i, peak in enumerate(m.planned_apart):
+            where = f"at {peak.peak_layer} ({peak.name})"
+            rows.append(("" if i else "device peak", say_kib(peak.peak), where))
         if not self.complete:
             rows.append(("not known", str(len(self.unknown)), ", ".join(self.unknown)))
         return Table(("<cost", "of one sample", "<of which"), tuple(r for r in rows if any(r[1:])))
@@ -213,7 +220,8 @@ class Budget:
             "bytes of weights": m.weights,
             **{f"bytes of deployed weights, {kind}": n for kind, n in m.deployed_weights.items()},
             "bytes at the inference peak": m.inference_peak,
-            "bytes at the int8 peak, batch norm folded": m.int8_peak,
+            "bytes at the int8 peak, batch norm folded": m.unfused_int8_timeline.peak,
+            "bytes at the int8 peak, batch norm folded, fused": m.int8_peak,
         }
         if m.saved_for_backward is not None:
             found["bytes saved for backward"] = m.saved_for_backward
@@ -223,7 +231,12 @@ class Budget:
         """Return which layer makes each of the peaks among :meth:`quantities`."""
         return {
             "bytes at the inference peak": self.memory.peak_layer,
-            "bytes at the int8 peak, batch norm folded": self.memory.int8_timeline.peak_layer,
+            "bytes at the int8 peak, batch norm folded": (
+                self.memory.unfused_int8_timeline.peak_layer
+            ),
+            "bytes at the int8 peak, batch norm folded, fused": (
+                self.memory.int8_timeline.peak_layer
+            ),
         }
 
     def layer_quantities(self) -> list[tuple[str, dict[str, int]]]:
@@ -265,7 +278,12 @@ class Budget:
         memory |= {"inference_peak": self.memory.inference_peak}
         memory |= {"peak_layer": self.memory.peak_layer}
         del memory["timeline"]  # the first of the peaks
-        for said, peak in zip(memory["peaks"], self.memory.peaks, strict=True):
+        every = zip(
+            [*memory["peaks"], *memory["planned"]],
+            [*self.memory.peaks, *self.memory.planned],
+            strict=True,
+        )
+        for said, peak in every:
             del said["layers"]  # those of the budget
             said |= {"name": peak.name, "peak": peak.peak, "peak_layer": peak.peak_layer}
             if not layers:

@@ -229,9 +229,13 @@ def _of_what(old: Quantities, new: Quantities) -> str:
 
 def _places(old: Quantities, new: Quantities) -> Iterator[str]:
     before, after = old.peak_layers(), new.peak_layers()
+    last, places = "", ("", "")
     for name in filter(after.__contains__, before):
         one, other = before[name], after[name]
-        yield f"{name}: at {one}{'' if one == other else f' before, at {other} after'}."
+        # Of an accounting with one word more, only where it is elsewhere.
+        if not name.startswith(f"{last}, ") or (one, other) != places:
+            yield f"{name}: at {one}{'' if one == other else f' before, at {other} after'}."
+        last, places = name, (one, other)
 
 
 def _checked(names: tuple[str, str]) -> tuple[str, str]:

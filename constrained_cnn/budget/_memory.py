@@ -1,13 +1,14 @@
 """How much memory a network takes, and what lives when. From the graph alone, without torch."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from constrained_cnn.budget._folding import foldable
 from constrained_cnn.budget._parameters import Parameters
 from constrained_cnn.errors import InvalidInputError, check_choice, escape_controls
-from constrained_cnn.graph import Graph, TensorInfo, bytes_of
+from constrained_cnn.graph import ACTIVATIONS, Graph, Layer, TensorInfo, bytes_of
 from constrained_cnn.table import say_bytes
 
 ELEMENTS = ("as run", "float32", "float16", "int8")
@@ -30,6 +31,10 @@ class Timeline:
         with_input: Whether the caller's input counts.
         layers: Name of each operation, in the order it runs.
         live: Bytes that live while it runs, its results included.
+        fused: Whether an activation works in the memory of the layer before it, if nothing else
+            reads what that layer made.
+        depthwise_in_place: Whether a depthwise convolution writes over its input, if nothing needs
+            that later.
     """
 
     elements: str
@@ -38,6 +43,8 @@ class Timeline:
     with_input: bool
     layers: tuple[str, ...]
     live: tuple[int, ...]
+    fused: bool = False
+    depthwise_in_place: bool = False
 
     @property
     def peak(self) -> int:
@@ -55,6 +62,8 @@ class Timeline:
         parts = [
             self.elements,
             "batch norm folded" if self.folded else "",
+            "fused" if self.fused else "",
+            "depthwise in place" if self.depthwise_in_place else "",
             "" if self.in_place else "nothing in place",
             "with the input" if self.with_input else "",
         ]
@@ -81,6 +90,8 @@ class Memory:
             cannot run in training mode.
         saved_once: Bytes kept beside, whatever the size of the batch.
         problem: Why the network cannot run in training mode; empty if it can.
+        planned: The same as planners of microcontrollers have it: an element one byte, batch norms
+            folded, activations fused; and the second with depthwise convolutions in place.
     """
 
     weights: int
@@ -90,6 +101,7 @@ class Memory:
     saved_for_backward: int | None
     saved_once: int
     problem: str = ""
+    planned: tuple[Timeline, ...] = ()
 
     @property
     def inference_peak(self) -> int:
@@ -103,14 +115,25 @@ class Memory:
 
     @property
     def int8_timeline(self) -> Timeline:
-        """Bytes that live at each operation, an element one byte and batch norms folded."""
-        deployed = [peak for peak in self.peaks if peak.elements == "int8" and peak.in_place]
-        return deployed[-1]  # without a batch norm that folds it is the only one
+        """Bytes that live at each operation: int8, batch norms folded, activations fused."""
+        return self.planned[0]
 
     @property
     def int8_peak(self) -> int:
         """The most of them that live at once."""
         return self.int8_timeline.peak
+
+    @property
+    def unfused_int8_timeline(self) -> Timeline:
+        """The same, but that an activation makes a map of its own unless it is in place."""
+        plain = [peak for peak in self.peaks if peak.elements == "int8" and peak.in_place]
+        return plain[-1]  # without a batch norm that folds it is the only one
+
+    @property
+    def planned_apart(self) -> tuple[Timeline, ...]:
+        """The accountings of planners worth a line, the second only where it differs."""
+        first, second = self.planned
+        return self.planned if second.peak != first.peak else (first,)
 
     @property
     def told_apart(self) -> tuple[Timeline, ...]:
@@ -138,15 +161,23 @@ def memory_timeline(
     folded: bool = False,
     in_place: bool = True,
     with_input: bool = False,
+    fused: bool = False,
+    depthwise_in_place: bool = False,
 ) -> Timeline:
     """Return the bytes of activations that live while each operation runs, for one sample.
 
     Args:
         graph: The network, from :func:`~constrained_cnn.tracing.trace`.
         elements: What an element takes: ``"as run"``, ``"float32"``, ``"float16"`` or ``"int8"``.
-        folded: Whether batch norms that fold are merged into the layer before them.
+        folded: Whether batch norms that :func:`fold_bn` merges away take no memory.
         in_place: Whether operations in place write over their input.
         with_input: Whether the caller's input counts, until its last use.
+        fused: Whether an activation works in the memory of the layer before it, in place or not, if
+            nothing else reads what that layer made. Runtimes of microcontrollers compute both at
+            once.
+        depthwise_in_place: Whether a depthwise convolution writes over its input, channel by
+            channel, if nothing needs that later and its output is no larger, as TinyEngine does.
+            The one channel that it keeps apart is not counted.
 
     Raises:
         InvalidInputError: If ``elements`` is none of these, or ``graph`` no graph.
@@ -160,26 +191,57 @@ def memory_timeline(
         ((512, 512, 640), (512, 1024, 640))
         >>> print(memory_timeline(graph, elements="int8", with_input=True))
         int8, with the input: 228 bytes at 0: conv2d
+
+        What a planner finds for an activation that torch does not run in place:
+
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
+        >>> graph = trace(net, (1, 10, 10))
+        >>> print(memory_timeline(graph))
+        as run: 1,024 bytes at 1: relu
+        >>> print(memory_timeline(graph, elements="int8", folded=True, fused=True))
+        int8, batch norm folded, fused: 160 bytes at 2: max_pool2d
     """
     if not isinstance(graph, Graph):
         raise InvalidInputError(f"graph={type(graph).__name__}: must be a Graph, as trace() gives")
     check_choice("elements", elements, ELEMENTS)
-    return timeline_of(graph, elements, folded, in_place, with_input)
+    return timeline_of(
+        graph,
+        elements,
+        folded,
+        in_place,
+        with_input,
+        fused=fused,
+        depthwise_in_place=depthwise_in_place,
+    )
 
 
 def timeline_of(
-    graph: Graph, elements: str, folded: bool, in_place: bool, with_input: bool = False
+    graph: Graph,
+    elements: str,
+    folded: bool,
+    in_place: bool,
+    with_input: bool = False,
+    *,
+    fused: bool = False,
+    depthwise_in_place: bool = False,
 ) -> Timeline:
     """Return a timeline, with arguments that were checked."""
     change = [0] * (len(graph.layers) + 1)
-    for piece in pieces_of(graph, folded=folded, in_place=in_place, with_input=with_input):
+    for piece in pieces_of(
+        graph,
+        folded=folded,
+        in_place=in_place,
+        with_input=with_input,
+        fused=fused,
+        depthwise_in_place=depthwise_in_place,
+    ):
         value = graph.values[piece.value]
         size = value.elements * _element(value, elements)
         change[piece.first] += size
         change[piece.last + 1] -= size
     live = tuple(itertools.accumulate(change[:-1]))
     names = tuple(layer.name for layer in graph.layers)
-    return Timeline(elements, folded, in_place, with_input, names, live)
+    return Timeline(elements, folded, in_place, with_input, names, live, fused, depthwise_in_place)
 
 
 def memory_of(graph: Graph, parameters: Parameters) -> Memory:
@@ -204,6 +266,10 @@ def memory_of(graph: Graph, parameters: Parameters) -> Memory:
         saved_for_backward=None if run.problem else sum(layer.saved for layer in run.layers),
         saved_once=0 if run.problem else run.saved_once,
         problem=run.problem,
+        planned=tuple(
+            timeline_of(graph, "int8", True, True, fused=True, depthwise_in_place=depthwise)
+            for depthwise in (False, True)
+        ),
     )
 
 
@@ -216,37 +282,78 @@ class Piece:
         first: The step from which it lives.
         last: The step that is the last to use it.
         counted: Whether it counts; the caller's need not.
+        values: The values that lie in it.
     """
 
     value: int
     first: int
     last: int
     counted: bool = True
+    values: list[int] = field(default_factory=list)
 
 
 def pieces_of(
-    graph: Graph, *, folded: bool = False, in_place: bool = True, with_input: bool = False
+    graph: Graph,
+    *,
+    folded: bool = False,
+    in_place: bool = True,
+    with_input: bool = False,
+    fused: bool = False,
+    depthwise_in_place: bool = False,
 ) -> list[Piece]:
     """Return the pieces of memory that a network takes, with the steps each lives."""
     pieces: list[Piece] = []
     of_value: dict[int, Piece] = {}
     in_memory: dict[int, Piece] = {}
     merged = foldable(graph) if folded else {}
+    end = len(graph.layers)
+    readers: dict[int, list[int]] = defaultdict(list)
+    for step, layer in enumerate(graph.layers):
+        for value in layer.sources:
+            readers[value].append(step)
+    for value in graph.outputs:
+        readers[value].append(end)
 
     def make(value: int, step: int, counted: bool = True) -> Piece:
         pieces.append(Piece(value, step, step, counted))
         return pieces[-1]
 
+    def fuses(step: int, layer: Layer) -> bool:
+        """Whether a layer is an activation that alone reads what another layer made."""
+        if layer.kind not in ACTIVATIONS or len(layer.sources) != 1:
+            return False
+        (value,) = layer.sources
+        before, after = graph.values[value], graph.values[layer.outputs[0]]
+        piece = of_value[value]
+        # Views, dropout and folded norms between them read what lies in the same piece.
+        reading = {r for v in piece.values for r in readers[v] if not moves(r, piece)}
+        same = (before.shape, before.dtype) == (after.shape, after.dtype)
+        return same and reading == {step} and piece.value not in graph.inputs
+
+    def moves(step: int, piece: Piece) -> bool:
+        return step < end and graph.layers[step].outputs[0] in piece.values
+
+    def overwrites(step: int, layer: Layer) -> bool:
+        """Whether a layer is a depthwise convolution whose input nothing needs any more."""
+        if not _is_depthwise(graph, layer):
+            return False
+        (value,) = layer.sources
+        piece = of_value[value]
+        return piece.counted and all(max(readers[v], default=0) <= step for v in piece.values)
+
     for value in graph.inputs:
         memory = graph.values[value].memory
         of_value[value] = in_memory[memory] = make(value, 0, with_input)
+        of_value[value].values.append(value)
     for step, layer in enumerate(graph.layers):
         for value in layer.sources:
             of_value[value].last = step
+        within = step in merged or (fused and fuses(step, layer))
+        within = within or (depthwise_in_place and overwrites(step, layer))
         for value in layer.outputs:
             memory = graph.values[value].memory
             shared = in_memory.get(memory)
-            if step in merged:
+            if within:
                 (source,) = layer.sources
                 piece = of_value[source]
             elif shared is None or (layer.in_place and not in_place):
@@ -254,10 +361,21 @@ def pieces_of(
             else:
                 piece = shared
             of_value[value] = in_memory[memory] = piece
+            piece.values.append(value)
             piece.last = step
     for value in graph.outputs:
-        of_value[value].last = max(0, len(graph.layers) - 1)
+        of_value[value].last = max(0, end - 1)
     return [piece for piece in pieces if piece.counted]
+
+
+def _is_depthwise(graph: Graph, layer: Layer) -> bool:
+    """Whether a layer makes each channel of one channel, and none that is larger."""
+    if layer.kind != "conv" or len(layer.sources) != 1:
+        return False
+    (value,) = layer.sources
+    before, after = graph.values[value].shape, graph.values[layer.outputs[0]].shape
+    alone = layer.settings.get("groups") == before[1] == after[1] > 1
+    return alone and all(new <= old for new, old in zip(after, before, strict=True))
 
 
 def _element(value: TensorInfo, elements: str) -> int:

@@ -10,6 +10,7 @@ from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import check_text
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.errors import check_choice
+from constrained_cnn.table import say_kib
 
 _HEAVIEST = 5
 _COUNTS = ("total", "trainable", "frozen", "deployed", "unused", "buffers")
@@ -121,10 +122,11 @@ class Memory(Measured):
 
     Attributes:
         accounting: ``"inference peak"``: the most bytes of activations that live at once, as the
-            network runs; ``"int8 peak"``: the same, an element one byte and batch norms folded;
-            ``"saved for backward"``; or what an element takes (``"as run"``, ``"float32"``,
-            ``"float16"``, ``"int8"``), and after it, with commas between, ``"batch norm folded"``,
-            ``"nothing in place"``, ``"with the input"``, as
+            network runs; ``"int8 peak"``: the same as planners of microcontrollers have it, an
+            element one byte, batch norms folded and activations fused; ``"saved for backward"``;
+            or what an element takes (``"as run"``, ``"float32"``, ``"float16"``, ``"int8"``), and
+            after it, with commas between, ``"batch norm folded"``, ``"fused"``, ``"depthwise in
+            place"``, ``"nothing in place"``, ``"with the input"``, as
             :func:`~constrained_cnn.budget.memory_timeline` has them.
 
     Examples:
@@ -163,7 +165,10 @@ class Memory(Measured):
             costs = ((layer.name, layer.saved) for layer in subject.budget.layers)
             return Measure((memory.saved_for_backward,), (heaviest(costs),))
         peak = memory_timeline(subject.graph, **self._keywords())
-        evidence = tuple(filter(None, [f"at {peak.peak_layer}", _unknown(subject.budget)]))
+        place = f"at {peak.peak_layer}"
+        named = self.accounting in _PEAKS  # a word that says no accounting
+        place += f" ({peak.name}: {say_kib(peak.peak)})" if named else ""
+        evidence = tuple(filter(None, [place, _unknown(subject.budget)]))
         return Measure((peak.peak,), evidence, at_least=not subject.budget.complete)
 
     def _keywords(self) -> dict[str, Any]:
@@ -173,12 +178,20 @@ class Memory(Measured):
             "folded": "batch norm folded" in ways,
             "in_place": "nothing in place" not in ways,
             "with_input": "with the input" in ways,
+            "fused": "fused" in ways,
+            "depthwise_in_place": "depthwise in place" in ways,
         }
 
 
 _SAVED = "saved for backward"
-_PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded"}
-_WAYS = ("batch norm folded", "nothing in place", "with the input")
+_PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded, fused"}
+_WAYS = (
+    "batch norm folded",
+    "fused",
+    "depthwise in place",
+    "nothing in place",
+    "with the input",
+)
 
 
 @dataclass(frozen=True, repr=False)

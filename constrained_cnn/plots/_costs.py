@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from constrained_cnn.budget import Budget, Timeline
+from constrained_cnn.budget import Budget, Memory, Timeline
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.plots._frame import (
     BLUE,
@@ -119,7 +119,8 @@ def memory_timeline(memory: Timeline | Budget) -> "Figure":
 
     Args:
         memory: A timeline; or a budget, whose own accounting is filled. Thin lines beside it are
-            the same with batch norms folded, where that changes it, and int8, batch norms folded;
+            the same with batch norms folded, where that changes it, and int8, batch norms folded
+            and, where that changes it once more, activations fused;
             :meth:`~constrained_cnn.budget.Budget.totals` has every accounting.
 
     Raises:
@@ -132,7 +133,7 @@ def memory_timeline(memory: Timeline | Budget) -> "Figure":
         'live bytes'
     """
     if isinstance(memory, Budget):
-        main, others = memory.memory.timeline, _most_telling(memory.memory.peaks)
+        main, others = memory.memory.timeline, _most_telling(memory.memory)
     elif isinstance(memory, Timeline):
         main, others = memory, []
     else:
@@ -160,12 +161,14 @@ def memory_timeline(memory: Timeline | Budget) -> "Figure":
     return figure
 
 
-def _most_telling(peaks: Sequence[Timeline]) -> list[Timeline]:
-    """Return, beside the first, what folding batch norms gives and what int8 gives after that."""
-    main, *others = peaks
-    folds = any(one.folded for one in others)
-    wanted = ((main.elements, True), ("int8", folds))
-    found = [one for one in others if one.in_place and (one.elements, one.folded) in wanted]
+def _most_telling(memory: Memory) -> list[Timeline]:
+    """Return what folding batch norms gives, and what int8 and fusing give after that."""
+    main, *others = memory.peaks
+    found = [
+        one for one in others if one.in_place and (one.elements, one.folded) == ("as run", True)
+    ]
+    plain, fused = memory.unfused_int8_timeline, memory.int8_timeline
+    found.append(plain if plain.live == fused.live else fused)
     return [one for one in found if one.live != main.live]
 
 

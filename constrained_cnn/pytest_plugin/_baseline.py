@@ -22,7 +22,7 @@ from constrained_cnn.record import write_atomically
 from constrained_cnn.table import Table
 
 if TYPE_CHECKING:
-    from constrained_cnn.budget import Budget, Change
+    from constrained_cnn.budget import Budget, Change, Timeline
     from constrained_cnn.graph import Graph
 
 SCHEMA = "constrained_cnn.baseline/1"
@@ -180,15 +180,20 @@ def in_short(changes: "Sequence[Change]") -> str:
     return f"{said} and {len(changes) - 1} more" if len(changes) > 1 else said
 
 
+def _live(timeline: "Timeline") -> list[tuple[str, int]]:
+    return list(zip(timeline.layers, timeline.live, strict=True))
+
+
 def _heaviest(budget: "Budget", changes: "Sequence[Change]") -> Iterator[str]:
     """Say for each cost that is one of layers too which of them have most of it."""
-    layers, int8 = budget.layers, budget.memory.int8_timeline
+    layers, memory = budget.layers, budget.memory
     costs = {
         "parameters": [(layer.name, layer.parameters) for layer in layers],
         "deployed parameters": [(layer.name, layer.deployed) for layer in layers],
         "MACs": [(layer.name, layer.work.macs if layer.work else 0) for layer in layers],
         "bytes at the inference peak": [(layer.name, layer.live) for layer in layers],
-        "bytes at the int8 peak, batch norm folded": [*zip(int8.layers, int8.live, strict=True)],
+        "bytes at the int8 peak, batch norm folded": _live(memory.unfused_int8_timeline),
+        "bytes at the int8 peak, batch norm folded, fused": _live(memory.int8_timeline),
         "bytes saved for backward": [(layer.name, layer.saved) for layer in layers],
     }
     for change in changes:
