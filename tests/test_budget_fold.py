@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+import unusual_networks
+from independent_networks import CASES, Case
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from constrained_cnn import models
-from constrained_cnn.budget import ScaleShift, fold_bn, measure_budget
+from constrained_cnn.budget import ScaleShift, fold_bn, foldings, measure_budget
 from constrained_cnn.errors import TracingError
 
 
@@ -95,8 +97,9 @@ NETWORKS: list[tuple[str, Callable[[], nn.Module], int]] = [
     # After a join: the first norm of each of 4 layers, that of the transition, and the last.
     ("densenet", lambda: torchvision.models.DenseNet(4, (2, 2), 8), 6),
     ("mobilenet", torchvision.models.mobilenet_v3_small, 0),
-    ("mnist_12k", models.mnist_12k, 8),
-    ("mnist_12k_source", models.mnist_12k_source, 5),
+    # Those before convolutions with padding.
+    ("mnist_12k", models.mnist_12k, 5),
+    ("mnist_12k_source", models.mnist_12k_source, 3),
 ]
 
 
@@ -358,3 +361,285 @@ def test_outputs_that_are_off_by_rounding_alone_agree() -> None:
     fold_bn(model, (3, 8, 8))
     nn.init.zeros_(norm.weight)
     fold_bn(model, (3, 8, 8))
+
+
+# Forward, into the next convolution or linear layer
+
+
+def normed(*layers: nn.Module, head: nn.Module | None = None) -> nn.Module:
+    """A convolution to 4 x 6 x 6, a ReLU, a norm, some layers, and a head that takes it."""
+    return seq(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), *layers, head or nn.Conv2d(4, 5, 2)
+    )
+
+
+def linear(features: int) -> nn.Module:
+    return seq(nn.Flatten(), nn.Linear(features, 3, bias=False))
+
+
+class Residue(nn.Module):
+    """What the norm gives is read beside the next convolution, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return x + self.conv(x)
+
+
+class Gives(Residue):
+    """What the norm gives goes out as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return torch.cat([self.conv(x), x], 1)
+
+
+class Twice(nn.Module):
+    """A norm and a convolution that meet twice, the second time with zeros between them."""
+
+    def __init__(self, pads: bool) -> None:
+        super().__init__()
+        self.norm, self.conv, self.pads = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), pads
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(self.norm(x)))
+        x = self.norm(x)
+        return self.conv(F.pad(x, (1, 1, 1, 1)) if self.pads else x)
+
+
+class Forked(nn.Module):
+    """A norm before two convolutions, one in each of two calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.one, self.two = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.norm(torch.relu(self.one(self.norm(x)))))
+
+
+class Sequence(nn.Module):
+    """A linear layer that reads the features of a sequence, not its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x.mean(2)))
+
+
+class Means(nn.Module):
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.axes)
+
+
+class Sums(Means):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(self.axes)
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout2d(x, 0.5, training=True)
+
+
+class Pads(nn.Module):
+    def __init__(self, mode: str, value: float | None = None) -> None:
+        super().__init__()
+        self.mode, self.value = mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (1, 0, 2, 1), self.mode, self.value)
+
+
+# By name: the network, and what is left of its last norm where its scale is positive, where it
+# has both signs, and where it is 0 in some channel.
+ALL, SHIFTS, STAYS = ("",) * 3, ("shift", "shift", "scale and shift"), ("scale and shift",) * 3
+POOLED = ("", "scale and shift", "scale and shift")
+FORWARD: dict[str, tuple[Callable[[], nn.Module], tuple[str, str, str]]] = {
+    "convolution": (normed, ALL),
+    "grouped": (lambda: normed(head=nn.Conv2d(4, 6, 3, groups=2, bias=False)), ALL),
+    "depthwise": (lambda: normed(head=nn.Conv2d(4, 4, 3, groups=4, bias=False)), ALL),
+    "dilated, strided": (lambda: normed(head=nn.Conv2d(4, 3, 2, 2, dilation=3)), ALL),
+    "padding": (lambda: normed(head=nn.Conv2d(4, 5, 3, padding=1, bias=False)), SHIFTS),
+    "padding along one axis": (lambda: normed(head=nn.Conv2d(4, 5, 3, padding=(0, 1))), SHIFTS),
+    "padding behind alone": (lambda: normed(head=nn.Conv2d(4, 5, 2, padding="same")), SHIFTS),
+    "same, of one tap": (lambda: normed(head=nn.Conv2d(4, 5, 1, padding="same")), ALL),
+    "valid": (lambda: normed(head=nn.Conv2d(4, 5, 3, padding="valid")), ALL),
+    "reflection": (
+        lambda: normed(head=nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect")),
+        ALL,
+    ),
+    "circular": (lambda: normed(head=nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular")), ALL),
+    "transposed": (lambda: normed(head=nn.ConvTranspose2d(4, 6, 3, 2, groups=2)), SHIFTS),
+    "zeros around": (lambda: normed(Pads("constant")), SHIFTS),
+    "ones around": (lambda: normed(Pads("constant", 1.0)), STAYS),
+    "edges around": (lambda: normed(Pads("replicate")), ALL),
+    "zero padding layer": (lambda: normed(nn.ZeroPad2d(1)), SHIFTS),
+    "reflection layer": (lambda: normed(nn.ReflectionPad2d(1)), ALL),
+    "max-pool": (lambda: normed(nn.MaxPool2d(2)), POOLED),
+    "max-pool with padding": (lambda: normed(nn.MaxPool2d(3, 2, 1)), POOLED),
+    "adaptive max-pool": (lambda: normed(nn.AdaptiveMaxPool2d(3)), POOLED),
+    "max-pool, then padding": (
+        lambda: normed(nn.MaxPool2d(2), head=nn.Conv2d(4, 5, 3, padding=1)),
+        ("shift", "scale and shift", "scale and shift"),
+    ),
+    "average pool": (lambda: normed(nn.AvgPool2d(2)), ALL),
+    "average pool that rounds up": (lambda: normed(nn.AvgPool2d(4, 3, ceil_mode=True)), ALL),
+    "average pool with zeros": (lambda: normed(nn.AvgPool2d(3, 2, 1)), SHIFTS),
+    "average pool beside zeros": (
+        lambda: normed(nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+        ALL,
+    ),
+    "another divisor": (lambda: normed(nn.AvgPool2d(2, divisor_override=3)), SHIFTS),
+    "adaptive average pool": (lambda: normed(nn.AdaptiveAvgPool2d(4)), ALL),
+    "power pool": (lambda: normed(nn.LPPool2d(2, 2)), STAYS),
+    "mean": (lambda: normed(Means(2, 3), head=nn.Linear(4, 3)), ALL),
+    "mean of channels": (lambda: normed(Means(1, 2), head=nn.Linear(6, 3)), STAYS),
+    "sum": (lambda: normed(Sums(2, 3), head=nn.Linear(4, 3)), STAYS),
+    "flattened": (lambda: normed(head=linear(4 * 36)), ALL),
+    "pooled, dropped, flattened": (
+        lambda: normed(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5), head=linear(4)),
+        ALL,
+    ),
+    "dropped in evaluation too": (lambda: normed(AlwaysDrops()), STAYS),
+    "flattened, then one vector": (
+        lambda: seq(nn.Flatten(), nn.BatchNorm1d(192), nn.Dropout(0.1), nn.Linear(192, 4)),
+        ALL,
+    ),
+    "over positions": (Sequence, STAYS),
+    "an activation between": (lambda: normed(nn.ReLU()), STAYS),
+    "read beside": (Residue, STAYS),
+    "given beside": (Gives, STAYS),
+    "twice": (lambda: Twice(False), ALL),
+    "twice, once with zeros": (lambda: Twice(True), SHIFTS),
+    "before two": (Forked, STAYS),
+    "a layer that reworks its weights": (lambda: normed(head=Standardised(4, 5, 2)), STAYS),
+    "a layer with a hook": (lambda: normed(head=hooked(nn.Conv2d(4, 5, 2), True)), STAYS),
+    "weight norm": (
+        lambda: normed(head=parametrizations.weight_norm(nn.Conv2d(4, 5, 2, bias=False))),
+        ALL,
+    ),
+    "first of all": (lambda: seq(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)), ALL),
+    "a layer with a norm of its own": (
+        lambda: normed(head=seq(nn.Conv2d(4, 5, 2, bias=False), nn.BatchNorm2d(5))),
+        ALL,
+    ),
+}
+# Channels of the scale: all above 0, of both signs, and one of them 0.
+SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "positive": lambda scale: scale,
+    "both signs": lambda scale: (
+        scale * torch.tensor([-1.0, 1.0, 1.0, -1.0]).repeat(50)[: len(scale)]
+    ),
+    "zero": lambda scale: scale * torch.tensor([1.0, -1.0, 0.0, 1.0]).repeat(50)[: len(scale)],
+}
+
+
+def check_folding(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Return the folded network; it gives the same, and has the parameters that were foretold."""
+    folded = fold_bn(model, shape)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    with torch.no_grad():
+        found, expected = folded(x), model(x)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * scale)
+    numbers = measure_budget(model, shape).parameters
+    kept = measure_budget(folded, shape).parameters
+    assert numbers.deployed == kept.total - kept.unused
+    return folded
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_norm_folds_forward(name: str, sign: str) -> None:
+    make, left = FORWARD[name]
+    model = with_statistics(make())
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        norms[0].weight.copy_(SIGNS[sign](norms[0].weight))
+    torch.manual_seed(1)
+    if name != "dropped in evaluation too":
+        check_folding(model, (3, 8, 8))
+    first = foldings(model, (3, 8, 8))[0]
+    assert first.left == left[list(SIGNS).index(sign)], first
+    assert bool(first.why) == bool(first.left)
+    assert bool(first.into) == (first.left != "scale and shift")
+
+
+def test_what_is_left_is_a_module_without_a_scale_or_with_both() -> None:
+    padded = fold_bn(with_statistics(FORWARD["padding"][0]()), (3, 8, 8)).get_submodule("2")
+    assert repr(padded) == "ScaleShift(4, scale=False)"
+    assert [tuple(part.shape) for part in padded.parameters()] == [(4,)]
+    stays = fold_bn(with_statistics(FORWARD["sum"][0]()), (3, 8, 8)).get_submodule("2")
+    assert repr(stays) == "ScaleShift(4)"
+
+
+def test_why_something_is_left() -> None:
+    def why(*layers: nn.Module) -> str:
+        (one,) = foldings(seq(*layers), (3, 8, 8))
+        return str(one)
+
+    norm, conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3)
+    assert why(conv, norm) == "1: batch_norm: folds into 0: conv2d"
+    assert why(norm, conv) == "0: batch_norm: folds into 1: conv2d"
+    assert "leaves its shift, for 1: conv2d reads zeros" in why(norm, nn.Conv2d(3, 3, 3, padding=1))
+    assert "leaves its scale and shift, for it goes out of the network" in why(nn.ReLU(), norm)
+    assert "for 1: relu comes before a layer that could take it" in why(norm, nn.ReLU(), conv)
+    assert "stays as it is, for BNReLU, a BatchNorm2d, has a forward" in why(conv, BNReLU(3))
+    assert "anew for each batch" in why(conv, nn.BatchNorm2d(3, track_running_stats=False))
+    assert "anew for each sample" in why(conv, nn.GroupNorm(1, 3))
+    (one,) = foldings(Residue(), (3, 8, 8))
+    assert one.why == "for conv: conv2d and add read it"
+
+
+REFUSED = ("seg unpool", "fold back", "spectrum fft")
+OTHERS = [one for one in (*CASES, *unusual_networks.CASES) if one.name not in REFUSED]
+
+
+@pytest.mark.parametrize("case", [pytest.param(one, id=one.name) for one in OTHERS])
+def test_parameters_of_other_networks_are_those_of_their_folded_copies(case: Case) -> None:
+    model = case.make()
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            norm.running_mean.normal_()
+    folded = fold_bn(model, case.input_shape)  # raises where it gives something else
+    numbers = measure_budget(model, case.input_shape).parameters
+    kept = measure_budget(folded, case.input_shape).parameters
+    assert numbers.deployed == kept.total - kept.unused
+
+
+@pytest.mark.parametrize("name", [*UNTOUCHED, *FEEDERS])
+def test_what_stays_is_counted_as_it_stays(name: str) -> None:
+    layers = UNTOUCHED[name]() if name in UNTOUCHED else FEEDERS[name]()
+    if name in FEEDERS:
+        layers.append(nn.BatchNorm1d(4) if isinstance(layers[-1], nn.Linear) else nn.BatchNorm2d(4))
+    model = with_statistics(seq(*layers))
+    deployed = measure_budget(model, (3, 8, 8)).parameters.deployed
+    kept = measure_budget(fold_bn(model, (3, 8, 8)), (3, 8, 8)).parameters
+    assert deployed == kept.total - kept.unused
+
+
+@pytest.mark.parametrize("make", [Shared, ReadTwice, Functional, Positions])
+def test_parameters_of_networks_that_meet_twice(make: Callable[[], nn.Module]) -> None:
+    check_folding(with_statistics(make()), (3, 8, 8))
+
+
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_parameters_of_networks_that_share_weights(convolutions: bool) -> None:
+    check_folding(with_statistics(Tied(convolutions)), (3, 8, 8))
+
+
+def test_a_shipped_network_folds_to_the_same_digits() -> None:
+    model = models.mnist_12k(weights="mnist").double().eval()
+    folded = check_folding(model, (1, 28, 28))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())

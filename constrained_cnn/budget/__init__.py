@@ -4,7 +4,8 @@ from constrained_cnn.budget._advice import ChannelCost
 from constrained_cnn.budget._advise import Advice, advise
 from constrained_cnn.budget._budget import Budget, LayerCost, Memory, measure_budget
 from constrained_cnn.budget._diff import Change, Diff, Quantities, diff
-from constrained_cnn.budget._fold import ScaleShift, fold_bn
+from constrained_cnn.budget._fold import ScaleShift, fold_bn, foldings
+from constrained_cnn.budget._folding import Folding
 from constrained_cnn.budget._memory import Timeline, memory_timeline
 from constrained_cnn.budget._parameters import Parameters
 
@@ -14,6 +15,7 @@ __all__ = [
     "Change",
     "ChannelCost",
     "Diff",
+    "Folding",
     "LayerCost",
     "Memory",
     "Parameters",
@@ -23,6 +25,7 @@ __all__ = [
     "advise",
     "diff",
     "fold_bn",
+    "foldings",
     "measure_budget",
     "memory_timeline",
 ]

@@ -1,7 +1,6 @@
 """Merge batch norms into the layers that feed them, in a copy of the network."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import cast
 
 import torch
@@ -10,61 +9,84 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from constrained_cnn.budget._folding import foldable, is_stored_norm
+from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding, foldings_of
 from constrained_cnn.errors import TracingError, reason_of
 from constrained_cnn.graph import Graph
-from constrained_cnn.tracing import trace
+from constrained_cnn.tracing import as_graph, trace
 from constrained_cnn.tracing._around import undisturbed
 from constrained_cnn.tracing._copy import copied, in_double
 from constrained_cnn.tracing.operations import tensors
-
-# What a class must have from torch for its weights to mean what torch says they do.
-_MEANING = ("forward", "_conv_forward", "_call_impl", "__call__", "__getattr__", "weight", "bias")
 
 # About a second in double precision.
 _CHEAP_MACS = 4 * 10**9
 
 
 class ScaleShift(nn.Module):
-    """What is left of a batch norm in evaluation mode: one scale and one shift for each channel.
+    """What is left of a batch norm in evaluation mode: a scale and a shift for each channel.
 
     Shapes: ``(N, C, *)`` to the same.
 
     Args:
         channels: Number of channels.
+        scale: Whether there is a scale; if not, only a shift is left.
 
     Examples:
         >>> ScaleShift(2)(torch.ones(1, 2, 1)).flatten().tolist()
         [1.0, 1.0]
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, scale: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if scale else None)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` scaled and shifted, channel by channel."""
         shape = (1, -1, *([1] * (input.ndim - 2)))
-        return input * self.weight.view(shape) + self.bias.view(shape)
+        scaled = input if self.weight is None else input * self.weight.view(shape)
+        return scaled + self.bias.view(shape)
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows."""
-        return str(self.weight.numel())
+        return f"{self.bias.numel()}{', scale=False' if self.weight is None else ''}"
+
+
+def foldings(
+    model: nn.Module | Graph, input_shape: Sequence[int] | None = None
+) -> tuple[Folding, ...]:
+    """Return what :func:`fold_bn` makes of each norm of a network, and why anything of it stays.
+
+    Args:
+        model: The network, or its :class:`~constrained_cnn.graph.Graph`.
+        input_shape: Shape of one sample; not for a graph.
+
+    Raises:
+        InvalidInputError: If there is no shape.
+        TracingError: If the network cannot be traced.
+
+    Examples:
+        >>> layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3, padding=1)
+        >>> print(*foldings(nn.Sequential(*layers), (1, 8, 8)))
+        2: batch_norm: leaves its shift, for 3: conv2d reads zeros of padding beside it
+    """
+    return foldings_of(as_graph(model, input_shape))
 
 
 def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """Return a copy in evaluation mode whose batch norms are merged away; outputs stay the same.
 
-    A batch norm merges into the convolution or linear layer that feeds it directly, if nothing else
-    reads what that layer gives. Elsewhere, as after a ReLU, it stays as a scale and a shift for
-    each channel: merged forward into a convolution with padding it would be wrong at the border,
-    where zeros come after the shift. Parametrised weights become ordinary ones. What comes out is
-    in evaluation mode and not for training.
+    A batch norm merges *back* into the convolution or linear layer that feeds it directly, if
+    nothing else reads what that layer gives. Elsewhere, as after a ReLU, it merges *forward* into
+    the next convolution or linear layer, if nothing else reads what lies between: its scale through
+    average pools, and through a max-pool where it is positive in every channel; its shift where
+    that layer reads no zeros of padding, which come after the shift. A shift that cannot go stays as a
+    :class:`ScaleShift` without a scale, and what can go nowhere as one with both. :func:`foldings`
+    lists what stays, and why. Parametrised weights become ordinary ones. What comes out is in
+    evaluation mode and not for training.
 
-    Only what is known to be a scale and a shift is touched: a norm or a feeding layer whose class
-    has a ``forward`` of its own, or that has hooks, stays as it is, and so does a layer that shares
-    its weights with another. The result is traced, and where that takes no more than about a second
+    Only what is known to be a scale and a shift is touched: a norm or a layer whose class has a
+    ``forward`` of its own, or that has hooks, stays as it is, and so does a layer that shares its
+    weights with another. The result is traced, and where that takes no more than about a second
     both networks run in double precision on a random sample to see that they agree.
 
     Args:
@@ -84,6 +106,13 @@ def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
           (2): ReLU()
           (3): ScaleShift(2)
         )
+        >>> net = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3, bias=False))
+        >>> fold_bn(net, (2, 8, 8))
+        Sequential(
+          (0): ReLU()
+          (1): Identity()
+          (2): Conv2d(2, 4, kernel_size=(3, 3), stride=(1, 1))
+        )
     """
     with undisturbed():
         graph = trace(model, input_shape)
@@ -97,12 +126,21 @@ def _folded(network: nn.Module, graph: Graph) -> nn.Module:
     network.eval()
     with torch.no_grad():
         _settle(network)
-        merging, left = _plan(network, graph)
-        for norm, feeder in merging.items():
-            _merge(feeder, norm)
-            _replace(network, norm, nn.Identity())
-        for norm in left:
-            _replace(network, norm, _scale_shift(norm))
+        modules = dict(network.named_modules(remove_duplicate=False))
+        done: set[nn.Module] = set()
+        put: dict[Hashable, ScaleShift] = {}  # norms with the same tensors stay one
+        for one in foldings_of(graph):
+            norm = modules.get(graph.layers[one.position].path)
+            if one.left == WHOLE or norm in done:
+                continue
+            assert isinstance(norm, _BatchNorm)
+            done.add(norm)
+            if one.target is not None:
+                _merge(modules[graph.layers[one.target].path], norm, one)
+            new: nn.Module = nn.Identity()
+            if one.left:
+                new = put.setdefault((*map(id, _tensors_of(norm)), norm.eps), _rest(norm, one))
+            _replace(network, norm, new)
     return network.eval()
 
 
@@ -123,80 +161,51 @@ def _settle(model: nn.Module) -> None:
             module.register_parameter(name, nn.Parameter(tensor))
 
 
-def _plan(
-    network: nn.Module, graph: Graph
-) -> tuple[dict[_BatchNorm, "_ConvNd | nn.Linear"], list[_BatchNorm]]:
-    """Return which norms merge into which layers, and which become a scale and a shift."""
-    modules = dict(network.named_modules(remove_duplicate=False))
-    at = [modules.get(layer.path) for layer in graph.layers]
-    merging = _merging(network, graph, at)
-    ran = Counter(at)
-    stored = Counter(m for m, layer in zip(at, graph.layers, strict=True) if is_stored_norm(layer))
-    left = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm)
-        and module is not network
-        and module not in merging
-        and 0 < stored[module] == ran[module]
-        and _means_what_torch_says(module)
-    ]
-    return merging, left
-
-
-def _merging(
-    network: nn.Module, graph: Graph, at: Sequence[nn.Module | None]
-) -> dict[_BatchNorm, "_ConvNd | nn.Linear"]:
-    """Return the pairs of modules that meet each other, and nothing else, whenever they run."""
-    pairs = foldable(graph)
-    partner = {**pairs, **{feeder: norm for norm, feeder in pairs.items()}}
-    partners: dict[nn.Module | None, set[nn.Module | None]] = {}
-    for position, layer in enumerate(graph.layers):
-        if layer.kind != "pad":  # a convolution pads its input itself where it reflects it
-            other = at[partner[position]] if position in partner else None
-            partners.setdefault(at[position], set()).add(other)
-    owners = Counter(id(part) for module in network.modules() for part in _tensors_of(module))
-    found: dict[_BatchNorm, _ConvNd | nn.Linear] = {}
-    for norm, feeder in ((at[norm], at[feeder]) for norm, feeder in pairs.items()):
-        # If not, it is a function in the forward of another module: nowhere to put a bias.
-        if not isinstance(norm, _BatchNorm) or not isinstance(feeder, _ConvNd | nn.Linear):
-            continue
-        faithful = partners[norm] == {feeder} and partners[feeder] == {norm}
-        own = {"weight", "bias"} <= feeder._parameters.keys()
-        own = own and all(owners[id(part)] == 1 for part in _tensors_of(feeder))
-        if faithful and own and _means_what_torch_says(norm) and _means_what_torch_says(feeder):
-            found[norm] = feeder
-    return found
-
-
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    held = (*module._parameters.values(), *module._buffers.values())
+def _tensors_of(norm: _BatchNorm) -> list[Tensor]:
+    held = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return [tensor for tensor in held if tensor is not None]
 
 
-def _means_what_torch_says(module: nn.Module) -> bool:
-    """Whether a module does with its weights what torch's class does, and nothing around it."""
-    torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules."))
-    same = all(
-        getattr(type(module), name, None) is getattr(torchs, name, None) for name in _MEANING
-    )
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return same and not hooked and not vars(module).keys() & set(_MEANING)
-
-
-def _merge(feeder: "_ConvNd | nn.Linear", norm: _BatchNorm) -> None:
+def _merge(layer: nn.Module, norm: _BatchNorm, one: Folding) -> None:
+    """Put the scale of a norm into a layer, and its shift where that moves."""
+    assert isinstance(layer, _ConvNd | nn.Linear)
     scale, shift = _scale_and_shift(norm)
-    weight = feeder.weight
-    if isinstance(feeder, _ConvTransposeNd):  # (in, out / groups, *): outputs run on axis 1
-        groups = feeder.groups
-        parts = weight.view(groups, -1, *weight.shape[1:])
-        each = scale.view(groups, 1, -1, *([1] * (weight.ndim - 2)))
-        scaled = (parts * each).view(weight.shape)
+    weight, bias = layer.weight.double(), layer.bias
+    if one.forward:
+        scaled, shift = _behind(layer, weight, scale, shift)
+        bias = shift if bias is None else bias.double() + shift
     else:
-        scaled = weight * scale.view(-1, *([1] * (weight.ndim - 1)))
-    bias = shift if feeder.bias is None else feeder.bias * scale + shift
-    feeder.weight = nn.Parameter(scaled.to(weight.dtype), weight.requires_grad)
-    feeder.bias = nn.Parameter(bias.to(weight.dtype), weight.requires_grad)
+        scaled = _before(layer, weight, scale)
+        bias = shift if bias is None else bias.double() * scale + shift
+    keeps = layer.weight.requires_grad
+    if one.left != SHIFT:
+        layer.bias = nn.Parameter(bias.to(layer.weight.dtype), keeps)
+    layer.weight = nn.Parameter(scaled.to(layer.weight.dtype), keeps)
+
+
+def _before(layer: "_ConvNd | nn.Linear", weight: Tensor, scale: Tensor) -> Tensor:
+    """Return a weight whose outputs are scaled."""
+    if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, *): outputs run on axis 1
+        parts = weight.view(layer.groups, -1, *weight.shape[1:])
+        each = scale.view(layer.groups, 1, -1, *([1] * (weight.ndim - 2)))
+        return (parts * each).view(weight.shape)
+    return weight * scale.view(-1, *([1] * (weight.ndim - 1)))
+
+
+def _behind(
+    layer: "_ConvNd | nn.Linear", weight: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a weight that scales its inputs, and what it makes of a shift of all of them."""
+    if isinstance(layer, _ConvTransposeNd):  # a shift does not go into one
+        return weight * scale.view(-1, *([1] * (weight.ndim - 1))), torch.zeros(())
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    parts = weight.view(groups, -1, *weight.shape[1:])  # (groups, out / groups, in / groups, *)
+    each = parts.shape[2] * groups // scale.numel()  # features of one channel, once flattened
+    one, other = (
+        part.repeat_interleave(each).view(groups, 1, -1, *([1] * (weight.ndim - 2)))
+        for part in (scale, shift)
+    )
+    return (parts * one).view(weight.shape), (parts * other).flatten(2).sum(2).flatten()
 
 
 def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -213,12 +222,14 @@ def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _scale_shift(norm: _BatchNorm) -> ScaleShift:
+def _rest(norm: _BatchNorm, one: Folding) -> ScaleShift:
+    """Return what stays of a norm: a shift before its scale, or both."""
     scale, shift = _scale_and_shift(norm)
     assert norm.running_mean is not None
-    module = ScaleShift(norm.num_features).to(norm.running_mean)
-    module.weight.copy_(scale)
-    module.bias.copy_(shift)
+    module = ScaleShift(norm.num_features, scale=one.left != SHIFT).to(norm.running_mean)
+    module.bias.copy_(shift / scale if one.left == SHIFT else shift)
+    if module.weight is not None:
+        module.weight.copy_(scale)
     return module
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from constrained_cnn.budget._folding import foldable
+from constrained_cnn.budget._folding import vanishing
 from constrained_cnn.budget._parameters import Parameters
 from constrained_cnn.errors import InvalidInputError, check_choice, escape_controls
 from constrained_cnn.graph import ACTIVATIONS, Graph, Layer, TensorInfo, bytes_of
@@ -247,7 +247,7 @@ def timeline_of(
 def memory_of(graph: Graph, parameters: Parameters) -> Memory:
     """Return how much memory a network takes, under every accounting."""
     timeline = timeline_of(graph, "as run", False, True)
-    folds = bool(foldable(graph))
+    folds = bool(vanishing(graph))
     places = any(layer.in_place for layer in graph.layers)
     peaks = [timeline]
     for elements in ("as run", "int8"):
@@ -305,7 +305,7 @@ def pieces_of(
     pieces: list[Piece] = []
     of_value: dict[int, Piece] = {}
     in_memory: dict[int, Piece] = {}
-    merged = foldable(graph) if folded else {}
+    merged = vanishing(graph) if folded else frozenset()
     end = len(graph.layers)
     readers: dict[int, list[int]] = defaultdict(list)
     for step, layer in enumerate(graph.layers):

@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-from constrained_cnn.budget._folding import foldable, is_stored_norm
+from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding, foldings_of
 from constrained_cnn.graph import Graph, Weight
 
 
@@ -20,10 +20,12 @@ class Parameters:
         shared: Those known under several names, or read by several operations.
         unused: Those on which no output depends.
         buffers: Elements of buffers, such as the statistics of batch norm; not in the total.
-        deployed: Those that inference needs: unused ones left out, batch norm merged into the
-            layer that feeds it or kept as one scale and one shift for each channel, and each
-            parametrised weight as the tensor that it makes.
+        deployed: Those that inference needs: unused ones left out, each batch norm merged into the
+            layer before it or behind as :func:`fold_bn` does it, and each parametrised weight as
+            the tensor that it makes.
         bytes: Bytes of parameters and buffers for each type of element.
+        statistics: Running means and variances of batch norms. Keras counts them as parameters.
+        left: What of its norms deployment keeps: their names, and why.
     """
 
     total: int
@@ -34,6 +36,8 @@ class Parameters:
     buffers: int
     deployed: int
     bytes: Mapping[str, int]
+    statistics: int = 0
+    left: tuple[str, ...] = ()
 
 
 def count_parameters(graph: Graph) -> Parameters:
@@ -45,6 +49,7 @@ def count_parameters(graph: Graph) -> Parameters:
     kinds: Counter[str] = Counter()
     for weight in graph.weights:
         kinds[weight.dtype] += weight.bytes
+    foldings = foldings_of(graph)
     total = sum(weight.elements for _, weight in parameters)
     trainable = sum(weight.elements for _, weight in parameters if weight.trainable)
     return Parameters(
@@ -54,8 +59,10 @@ def count_parameters(graph: Graph) -> Parameters:
         shared=sum(w.elements for i, w in parameters if len(w.names) > 1 or readers[i] > 1),
         unused=sum(w.elements for i, w in parameters if i not in used),
         buffers=sum(weight.elements for weight in graph.weights if weight.buffer),
-        deployed=sum(deployed_by_layer(graph).values()),
+        deployed=sum(deployed_by_layer(graph, foldings).values()),
         bytes=dict(sorted(kinds.items())),
+        statistics=_statistics(graph),
+        left=tuple(str(one) for one in foldings if one.left),
     )
 
 
@@ -64,29 +71,46 @@ def used_weights(graph: Graph) -> frozenset[int]:
     return frozenset(w for i in graph.live_layers for w in graph.layers[i].weights)
 
 
-def deployed_by_layer(graph: Graph) -> dict[int, int]:
+def _statistics(graph: Graph) -> int:
+    """Return the elements of the buffers that batch norms read."""
+    norms = (layer for layer in graph.layers if layer.kind == "batch_norm")
+    read = {number for layer in norms for number in layer.weights}
+    return sum(graph.weights[i].elements for i in read if graph.weights[i].buffer)
+
+
+def deployed_by_layer(graph: Graph, foldings: Iterable[Folding] | None = None) -> dict[int, int]:
     """Return the parameters that inference needs, by the layer that reads them first."""
-    pairs = foldable(graph)
-    feeders = {feeder: norm for norm, feeder in pairs.items()}
-    counted: set[int | str] = set()
+    foldings = foldings_of(graph) if foldings is None else foldings
+    norms = {one.position: one for one in foldings if one.left != WHOLE}
+    # Where a shift goes, a layer without a bias gets one.
+    shifted = {one.target for one in norms.values() if one.left != SHIFT}
+    counted: set[Hashable] = set()
     found: dict[int, int] = {}
     for position in sorted(graph.live_layers):
         layer = graph.layers[position]
-        before = len(counted)
-        need = 0
-        for number in layer.weights:
-            need += _need(graph, graph.weights[number], number, counted)
-        if is_stored_norm(layer):
-            channels = graph.values[layer.outputs[0]].shape[1]
-            is_new = len(counted) > before
-            need = 2 * channels if is_new and position not in pairs else 0
-        elif position in feeders and len(counted) > before and not _has_bias(graph, position):
-            need += _channels(graph, feeders[position])
+        if position in norms:
+            found[position] = _left(graph, norms[position], counted)
+            continue
+        need = sum(_need(graph, graph.weights[i], i, counted) for i in layer.weights)
+        key = "bias", layer.weights
+        if position in shifted and key not in counted and not _has_bias(graph, position):
+            counted.add(key)
+            need += graph.values[layer.outputs[0]].shape[1]
         found[position] = need
     return found
 
 
-def _need(graph: Graph, weight: Weight, number: int, counted: set[int | str]) -> int:
+def _left(graph: Graph, one: Folding, counted: set[Hashable]) -> int:
+    """Return the elements of what is left of a norm; 0 if they were counted."""
+    layer = graph.layers[one.position]
+    key = "norm", layer.weights, layer.settings.get("eps")
+    if not one.left or key in counted:
+        return 0
+    counted.add(key)
+    return (1 if one.left == SHIFT else 2) * graph.values[layer.outputs[0]].shape[1]
+
+
+def _need(graph: Graph, weight: Weight, number: int, counted: set[Hashable]) -> int:
     """Return the elements a weight adds to what is counted already; 0 if it was."""
     if weight.buffer:
         counted.add(number)
@@ -96,10 +120,6 @@ def _need(graph: Graph, weight: Weight, number: int, counted: set[int | str]) ->
         return 0
     counted.add(key)
     return graph.evaluated[weight.evaluates_to] if weight.evaluates_to else weight.elements
-
-
-def _channels(graph: Graph, norm: int) -> int:
-    return graph.values[graph.layers[norm].outputs[0]].shape[1]
 
 
 def _has_bias(graph: Graph, position: int) -> bool:

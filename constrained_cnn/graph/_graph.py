@@ -26,6 +26,9 @@ class Graph:
             out of weights. They make and read no values.
         evaluation: The same layers, and what follows what.
         declared: The class of each module without modules in it, by its path.
+        plain: The convolutions, linear layers and batch norms, by path, that do with their weights
+            what torch's classes do, and nothing around it; of a batch norm the sign of its scale:
+            ``"positive"``, ``"mixed"``, or ``"zero"`` if it is 0 in some channel.
         train: Runs the network in training mode; called once, when somebody asks for it.
     """
 
@@ -41,6 +44,7 @@ class Graph:
     evaluation: Program = field(default_factory=Program)
     declared: Mapping[str, str] = field(default_factory=dict)
     train: Callable[[], Program] = field(default=Program, repr=False, compare=False)
+    plain: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def training(self) -> Program:

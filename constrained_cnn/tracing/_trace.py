@@ -31,6 +31,7 @@ from constrained_cnn.tracing._inputs import (
     refuse_batch_as_sequence,
     watching_sequences,
 )
+from constrained_cnn.tracing._plain import plain_modules
 from constrained_cnn.tracing._recorder import Recorder, UndescribedError
 from constrained_cnn.tracing._training import (
     TrainingRecorder,
@@ -171,6 +172,7 @@ def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Gra
         recorded.program(recorded.given),
         _declared(shadow.network),
         functools.cache(functools.partial(_training_of, shadow, wanted)),
+        plain_modules(model),
     )
 
 

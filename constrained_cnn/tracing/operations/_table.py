@@ -283,7 +283,7 @@ _enter(
 )
 for _kind, _names, _gradient in (
     ("max_pool", (*_POOL, "dilation", "ceil_mode", "return_indices"), "largest"),
-    ("avg_pool", (*_POOL, "ceil_mode", "count_include_pad"), ""),
+    ("avg_pool", (*_POOL, "ceil_mode", "count_include_pad", "divisor_override"), ""),
     ("lp_pool", (), ""),
 ):
     for _end in ("", "_with_indices"):
