@@ -25,6 +25,7 @@ from constrained_cnn.constraints import (
     Distance,
     Dropout,
     Epochs,
+    EveryNormFolds,
     FieldAtPools,
     FieldSize,
     LastEpochs,
@@ -266,6 +267,7 @@ OTHERS: dict[str, st.SearchStrategy[Rule]] = {
         test_checksum=st.sampled_from([None, "4718853e"]),
         name=names,
     ),
+    "norms_fold": st.builds(EveryNormFolds, name=names),
     "test_unseen": st.builds(TestUnseen, name=names),
 }
 SIMPLE: dict[str, st.SearchStrategy[Rule]] = {**MEASURED, **OTHERS}

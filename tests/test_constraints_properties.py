@@ -42,6 +42,7 @@ from constrained_cnn.constraints import (
     ConvsBeforePool,
     Count,
     CoversInput,
+    EveryNormFolds,
     Distance,
     Dropout,
     FieldAtPools,
@@ -535,6 +536,7 @@ def rules_of_every_kind() -> list[Rule]:
         found += [Padding(cells), Padding(cells, kernel=3)]
     found += [FieldSize(at_least=1), Macs(at_most=1), ConvsBeforePool(kernel=3, at_most=1)]
     found += [FieldAtPools(at_least=1, counted=how) for how in ("stage", "image")]
+    found += [EveryNormFolds()]
     found += [Memory(at_most=1, accounting=of) for of in ("int8 peak", "saved for backward")]
     return found
 

@@ -7,6 +7,7 @@ from constrained_cnn.budget._diff import Change, Diff, Quantities, diff
 from constrained_cnn.budget._fold import ScaleShift, fold_bn, foldings
 from constrained_cnn.budget._folding import Folding
 from constrained_cnn.budget._memory import Timeline, memory_timeline
+from constrained_cnn.budget._order import NormOrder
 from constrained_cnn.budget._parameters import Parameters
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Folding",
     "LayerCost",
     "Memory",
+    "NormOrder",
     "Parameters",
     "Quantities",
     "ScaleShift",

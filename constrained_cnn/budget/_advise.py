@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from constrained_cnn.budget._advice import ChannelCost, channel_costs
+from constrained_cnn.budget._order import NormOrder, better_order
 from constrained_cnn.errors import InvalidInputError, escape_controls
 from constrained_cnn.graph import Graph
 from constrained_cnn.table import Table
@@ -26,10 +27,13 @@ class Advice:
     Attributes:
         model: Name of the model's class.
         costs: One for each group of channels that can only change together.
+        order: What norms before activations in place of behind them would save, once folded; None
+            if nothing.
     """
 
     model: str
     costs: tuple[ChannelCost, ...]
+    order: NormOrder | None = None
 
     def table(self) -> Table:
         """Return the costs as a table."""
@@ -42,7 +46,8 @@ class Advice:
             if cost.problem:
                 numbers = [""] * 4
             rows.append((names, str(cost.channels), *numbers, cost.problem))
-        return Table(columns, tuple(rows), title=f"One more channel in {self.model}")
+        note = f"{self.order}." if self.order else ""
+        return Table(columns, tuple(rows), title=f"One more channel in {self.model}", note=note)
 
     def __repr__(self) -> str:
         return escape_controls(f"Advice({self.model}: {len(self.costs)} groups of channels)")
@@ -73,6 +78,8 @@ class Advice:
 def advise(model: nn.Module | Graph, input_shape: Sequence[int] | None = None) -> Advice:
     """Return what one more channel in each layer would cost: parameters, MACs, memory.
 
+    Beside it, what another order of norms and activations would save on a device.
+
     Channels that a sum ties together change together; a grouped convolution takes as many more as
     keep its groups even. What comes from outside or goes out of the network stays as it is.
 
@@ -91,6 +98,12 @@ def advise(model: nn.Module | Graph, input_shape: Sequence[int] | None = None) -
         (('0: conv2d',), 46, 900)
         >>> last.problem
         'goes out of the network'
+
+        A norm behind an activation leaves its shift where the next convolution has padding:
+
+        >>> layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, padding=1)
+        >>> advise(nn.Sequential(*layers), (1, 8, 8)).order
+        NormOrder(norms=('2: batch_norm',), parameters=8, int8_peak=144)
     """
     graph = as_graph(model, input_shape)
     if not any(graph.values[number].batch_axis == 0 for number in graph.inputs):
@@ -98,4 +111,4 @@ def advise(model: nn.Module | Graph, input_shape: Sequence[int] | None = None) -
             f"model={graph.model}: has no input whose axis 0 is the batch, and so no channels at "
             "axis 1; trace it with batch_axis=0"
         )
-    return Advice(graph.model, channel_costs(graph))
+    return Advice(graph.model, channel_costs(graph), better_order(graph))

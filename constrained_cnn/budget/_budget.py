@@ -142,6 +142,7 @@ class Budget:
         rows = [
             ("parameters", f"{p.total:,}", _parts(trainable=p.trainable, frozen=p.frozen)),
             ("", "", _parts(shared=p.shared, unused=p.unused, buffers=p.buffers)),
+            ("", "", _keras(p)),
             ("deployed parameters", f"{p.deployed:,}", _bytes(m.deployed_weights)),
             ("MACs", f"{self.macs:,}", f"{self.flops:,} FLOPs"),
             ("other operations", "", _parts(**_other(self.work))),
@@ -154,6 +155,8 @@ class Budget:
         for i, peak in enumerate(m.planned_apart):
             where = f"at {peak.peak_layer} ({peak.name})"
             rows.append(("" if i else "device peak", say_kib(peak.peak), where))
+        for i, norm in enumerate(p.left):
+            rows.append(("" if i else "norms not folded", "" if i else str(len(p.left)), norm))
         if not self.complete:
             rows.append(("not known", str(len(self.unknown)), ", ".join(self.unknown)))
         return Table(("<cost", "of one sample", "<of which"), tuple(r for r in rows if any(r[1:])))
@@ -306,6 +309,13 @@ def _parts(**numbers: int) -> str:
 def _other(work: Work) -> dict[str, int]:
     names = {"bias": work.bias, "norm": work.norm, "element_wise": work.elementwise}
     return {**names, "pooling": work.pooling}
+
+
+def _keras(p: Parameters) -> str:
+    if not p.statistics:
+        return ""
+    total = p.total + p.statistics
+    return f"{total:,} with the {p.statistics:,} statistics of batch norms, as Keras counts"
 
 
 def _bytes(kinds: Mapping[str, int]) -> str:

@@ -77,12 +77,12 @@ def fold_bn(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
 
     A batch norm merges *back* into the convolution or linear layer that feeds it directly, if
     nothing else reads what that layer gives. Elsewhere, as after a ReLU, it merges *forward* into
-    the next convolution or linear layer, if nothing else reads what lies between: its scale through
-    average pools, and through a max-pool where it is positive in every channel; its shift where
-    that layer reads no zeros of padding, which come after the shift. A shift that cannot go stays as a
-    :class:`ScaleShift` without a scale, and what can go nowhere as one with both. :func:`foldings`
-    lists what stays, and why. Parametrised weights become ordinary ones. What comes out is in
-    evaluation mode and not for training.
+    the next convolution or linear layer, if nothing else reads what lies between. Its scale goes
+    through average pools, and through a max-pool where it is positive in every channel. Its shift
+    goes where that layer reads no zeros of padding, which come after the shift. A shift that cannot
+    go stays as a :class:`ScaleShift` without a scale, and what can go nowhere as one with both.
+    :func:`foldings` lists what stays, and why. Parametrised weights become ordinary ones. What
+    comes out is in evaluation mode and not for training.
 
     Only what is known to be a scale and a shift is touched: a norm or a layer whose class has a
     ``forward`` of its own, or that has hooks, stays as it is, and so does a layer that shares its

@@ -2,11 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from constrained_cnn.graph import (
-    ACTIVATIONS,
     CONVS,
     NORMS,
     AxisRead,
@@ -65,10 +64,11 @@ def foldings_of(graph: Graph) -> tuple[Folding, ...]:
     two layers must meet each other wherever the weights of one are used: a layer that feeds two
     norms has two sets of weights once folded.
     """
-    flow = _Flow(graph)
+    flow = Flow(graph)
     layers = graph.layers
     norms = [i for i, layer in enumerate(layers) if layer.kind in NORMS]
     plain = [i for i in norms if is_stored_norm(layers[i]) and layers[i].path in graph.plain]
+    plain = [i for i in plain if len(layers[i].sources) == 1]
     fed = {i: flow.feeder(i) for i in plain}
     back = _consistent(graph, {i: feeder for i, feeder in fed.items() if feeder is not None})
     ways = {i: flow.way(i) for i in plain if i not in back}
@@ -145,7 +145,7 @@ class _Way:
     pool: str = ""
 
 
-class _Flow:
+class Flow:
     """What makes and what reads each value."""
 
     def __init__(self, graph: Graph) -> None:
@@ -161,7 +161,10 @@ class _Flow:
     def feeder(self, norm: int) -> int | None:
         """Return the convolution or linear layer that feeds a norm directly, and nothing else."""
         layer = self.graph.layers[norm]
-        value = min(layer.sources)
+        return self.feeds(min(layer.sources))
+
+    def feeds(self, value: int) -> int | None:
+        """Return the convolution or linear layer that makes a value for one reader alone."""
         before = self.maker.get(value)
         if before is None or len(self.readers[value]) != 1:
             return None
@@ -272,30 +275,3 @@ def _consistent(graph: Graph, pairs: Mapping[int, int]) -> dict[int, int]:
         return all(w not in alone and len(partners[w]) == 1 for w in weights)
 
     return {norm: other for norm, other in pairs.items() if fits(norm) and fits(other)}
-
-
-def movable(graph: Graph, foldings: Collection[Folding]) -> Iterator[tuple[Folding, int, str]]:
-    """Yield the norms that stay and would fold if they came before the activation they follow.
-
-    With each comes the position of the convolution or linear layer that would take it, and the name
-    of the activation.
-    """
-    flow = _Flow(graph)
-    for one in foldings:
-        layer = graph.layers[one.position]
-        if not one.left or one.left == WHOLE or len(layer.sources) != 1:
-            continue
-        (value,) = layer.sources
-        activation = ""
-        while len(flow.readers[value]) == 1 and value in flow.maker:
-            position = flow.maker[value]
-            maker = graph.layers[position]
-            if maker.kind in FEEDERS and maker.path in graph.plain:
-                over_positions = maker.kind == "linear" and len(graph.values[value].shape) != 2
-                if activation and not over_positions:
-                    yield one, position, activation
-                break
-            if maker.kind not in (*ACTIVATIONS, "dropout") or len(maker.sources) != 1:
-                break
-            activation = maker.name if maker.kind in ACTIVATIONS else activation
-            (value,) = maker.sources

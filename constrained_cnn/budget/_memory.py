@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from constrained_cnn.budget._folding import vanishing
@@ -224,12 +224,13 @@ def timeline_of(
     *,
     fused: bool = False,
     depthwise_in_place: bool = False,
+    gone: Collection[int] | None = None,
 ) -> Timeline:
-    """Return a timeline, with arguments that were checked."""
+    """Return a timeline, with arguments that were checked; ``gone`` are the norms that fold."""
     change = [0] * (len(graph.layers) + 1)
     for piece in pieces_of(
         graph,
-        folded=folded,
+        gone=(vanishing(graph) if gone is None else gone) if folded else (),
         in_place=in_place,
         with_input=with_input,
         fused=fused,
@@ -247,14 +248,14 @@ def timeline_of(
 def memory_of(graph: Graph, parameters: Parameters) -> Memory:
     """Return how much memory a network takes, under every accounting."""
     timeline = timeline_of(graph, "as run", False, True)
-    folds = bool(vanishing(graph))
+    gone = vanishing(graph)
     places = any(layer.in_place for layer in graph.layers)
     peaks = [timeline]
     for elements in ("as run", "int8"):
-        for folded in (False, True) if folds else (False,):
+        for folded in (False, True) if gone else (False,):
             for in_place in (True, False) if places else (True,):
                 if (elements, folded, in_place) != ("as run", False, True):
-                    peaks.append(timeline_of(graph, elements, folded, in_place))
+                    peaks.append(timeline_of(graph, elements, folded, in_place, gone=gone))
     run = graph.training
     return Memory(
         weights=sum(weight.bytes for weight in graph.weights),
@@ -267,7 +268,9 @@ def memory_of(graph: Graph, parameters: Parameters) -> Memory:
         saved_once=0 if run.problem else run.saved_once,
         problem=run.problem,
         planned=tuple(
-            timeline_of(graph, "int8", True, True, fused=True, depthwise_in_place=depthwise)
+            timeline_of(
+                graph, "int8", True, True, fused=True, depthwise_in_place=depthwise, gone=gone
+            )
             for depthwise in (False, True)
         ),
     )
@@ -295,17 +298,19 @@ class Piece:
 def pieces_of(
     graph: Graph,
     *,
-    folded: bool = False,
+    gone: Collection[int] = (),
     in_place: bool = True,
     with_input: bool = False,
     fused: bool = False,
     depthwise_in_place: bool = False,
 ) -> list[Piece]:
-    """Return the pieces of memory that a network takes, with the steps each lives."""
+    """Return the pieces of memory that a network takes, with the steps each lives.
+
+    ``gone`` are the positions of layers that hand on what they are given.
+    """
     pieces: list[Piece] = []
     of_value: dict[int, Piece] = {}
     in_memory: dict[int, Piece] = {}
-    merged = vanishing(graph) if folded else frozenset()
     end = len(graph.layers)
     readers: dict[int, list[int]] = defaultdict(list)
     for step, layer in enumerate(graph.layers):
@@ -348,7 +353,7 @@ def pieces_of(
     for step, layer in enumerate(graph.layers):
         for value in layer.sources:
             of_value[value].last = step
-        within = step in merged or (fused and fuses(step, layer))
+        within = step in gone or (fused and fuses(step, layer))
         within = within or (depthwise_in_place and overwrites(step, layer))
         for value in layer.outputs:
             memory = graph.values[value].memory

@@ -10,6 +10,7 @@ True
 from constrained_cnn.constraints._check import as_constraints, check
 from constrained_cnn.constraints._constraints import Constraints
 from constrained_cnn.constraints._costs import Macs, Memory, Parameters, WeightBytes
+from constrained_cnn.constraints._deployment import EveryNormFolds
 from constrained_cnn.constraints._fields import CoversInput, FieldAtPools, FieldSize
 from constrained_cnn.constraints._layers import Count, Dropout, Padding
 from constrained_cnn.constraints._measured import Limits, Measure, Measured
@@ -65,6 +66,7 @@ __all__ = [
     "Distance",
     "Dropout",
     "Epochs",
+    "EveryNormFolds",
     "FieldAtPools",
     "FieldSize",
     "Finding",

@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 from constrained_cnn.constraints._costs import Macs, Memory, Parameters, WeightBytes
+from constrained_cnn.constraints._deployment import EveryNormFolds
 from constrained_cnn.constraints._fields import CoversInput, FieldAtPools, FieldSize
 from constrained_cnn.constraints._layers import Count, Dropout, Padding
 from constrained_cnn.constraints._order import (
@@ -46,6 +47,7 @@ _KNOWN: tuple[type[Rule], ...] = (
     Distance,
     Dropout,
     Epochs,
+    EveryNormFolds,
     FieldAtPools,
     FieldSize,
     LastEpochs,
