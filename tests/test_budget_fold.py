@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import unusual_networks
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from independent_networks import CASES, Case
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -397,6 +399,17 @@ class Gives(Residue):
         return torch.cat([self.conv(x), x], 1)
 
 
+class Beside(nn.Module):
+    """A residual: what comes in is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
 class Twice(nn.Module):
     """A norm and a convolution that meet twice, the second time with zeros between them."""
 
@@ -616,6 +629,51 @@ def test_parameters_of_other_networks_are_those_of_their_folded_copies(case: Cas
     numbers = measure_budget(model, case.input_shape).parameters
     kept = measure_budget(folded, case.input_shape).parameters
     assert numbers.deployed == kept.total - kept.unused
+
+
+# Each takes (4, 9, 8) down to a size that the next can take, in any order.
+PARTS: list[Callable[[], nn.Module]] = [
+    *(lambda: nn.BatchNorm2d(4) for _ in range(4)),
+    lambda: nn.Conv2d(4, 4, 3, bias=False),
+    lambda: nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=2),
+    lambda: nn.Conv2d(4, 4, 1, groups=4, bias=False),
+    lambda: nn.ConvTranspose2d(4, 4, 2),
+    nn.ReLU,
+    lambda: nn.ReLU(inplace=True),
+    nn.Hardtanh,
+    lambda: nn.MaxPool2d(2, 1),
+    lambda: nn.AvgPool2d(3, 1, 1),
+    lambda: nn.AvgPool2d(2, 1),
+    lambda: nn.ZeroPad2d(1),
+    lambda: nn.ReflectionPad2d(1),
+    lambda: nn.Dropout(0.3),
+    lambda: nn.Upsample(scale_factor=2),
+    lambda: nn.GroupNorm(2, 4),
+    Beside,
+]
+HEADS: list[Callable[[], list[nn.Module]]] = [
+    list,
+    lambda: [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)],
+    lambda: [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3, bias=False)],
+]
+
+
+@given(
+    st.lists(st.sampled_from(PARTS), min_size=1, max_size=9),
+    st.sampled_from(HEADS),
+    st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_row_of_layers_folds_to_the_same(
+    parts: list[Callable[[], nn.Module]], head: Callable[[], list[nn.Module]], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = with_statistics(seq(nn.ZeroPad2d(9), *(make() for make in parts), *head()))
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight)  # of both signs
+            norm.weight.data *= torch.randint(0, 4, (4,)).clamp(max=1)
+    check_folding(model, (4, 9, 8))
 
 
 @pytest.mark.parametrize("name", [*UNTOUCHED, *FEEDERS])

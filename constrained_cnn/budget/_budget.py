@@ -67,6 +67,10 @@ _MAY_GO = (
 )
 
 
+# Of the norms that leave something, so many have a line of their own.
+_MOST_NORMS = 5
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """What one operation costs, for one sample.
@@ -155,8 +159,11 @@ class Budget:
         for i, peak in enumerate(m.planned_apart):
             where = f"at {peak.peak_layer} ({peak.name})"
             rows.append(("" if i else "device peak", say_kib(peak.peak), where))
-        for i, norm in enumerate(p.left):
+        more = len(p.left) - _MOST_NORMS
+        for i, norm in enumerate(p.left[:_MOST_NORMS]):
             rows.append(("" if i else "norms not folded", "" if i else str(len(p.left)), norm))
+        if more > 0:
+            rows.append(("", "", f"and {more} more: budget.foldings"))
         if not self.complete:
             rows.append(("not known", str(len(self.unknown)), ", ".join(self.unknown)))
         return Table(("<cost", "of one sample", "<of which"), tuple(r for r in rows if any(r[1:])))

@@ -35,6 +35,8 @@ class ScaleShift(nn.Module):
         [1.0, 1.0]
     """
 
+    weight: nn.Parameter | None
+
     def __init__(self, channels: int, scale: bool = True) -> None:
         super().__init__()
         self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if scale else None)

@@ -59,10 +59,10 @@ def _tensors_of(module: nn.Module) -> list[Tensor]:
 def _sign_of(norm: _BatchNorm) -> str:
     if "weight" in _parametrised(norm):
         return "zero"
-    scale = norm._parameters.get("weight")
-    if scale is None or scale.is_meta:
+    weight = norm._parameters.get("weight")
+    if weight is None or weight.is_meta:
         return "positive"
-    scale = scale.detach()
+    scale = weight.detach()
     if bool((scale > _TINY).all()):
         return "positive"
     return "mixed" if bool((scale.abs() > _TINY).all()) else "zero"
