@@ -262,6 +262,33 @@ def test_kinds_of_parameters() -> None:
     assert numbers.bytes == {"float32": 4 * 47, "int64": 8}
 
 
+def test_totals_as_keras_counts_them() -> None:
+    """Keras calls running means and variances parameters that are not trained."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    budget = measure_budget(net, (1, 8, 8))
+    assert budget.parameters.statistics == 2 * 8
+    assert budget.parameters.total == 72 + 16 + 36
+    assert "140 with the 16 statistics of batch norms, as Keras counts" in str(budget)
+    assert budget.to_dict()["parameters"]["statistics"] == 16
+    assert "Keras" not in str(measure_budget(nn.Conv2d(1, 8, 3), (1, 8, 8)))
+
+
+def test_totals_say_which_norms_stay_and_the_peaks_on_a_device() -> None:
+    layers = [layer for _ in range(7) for layer in (nn.ReLU(), nn.BatchNorm2d(4))]
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), *layers)
+    rows = measure_budget(net, (4, 16, 16)).totals().rows
+    first = next(i for i, row in enumerate(rows) if row[0] == "norms not folded")
+    assert rows[first][1:] == (
+        "7",
+        "3: batch_norm: leaves its scale and shift, for 4: relu comes before a layer that could "
+        "take it",
+    )
+    assert rows[-1] == ("", "", "and 2 more: budget.foldings")
+    (peak,) = (row for row in rows if row[0] == "device peak")
+    # The activation is in the memory of the norm before it, and the next norm makes a map.
+    assert peak[1:] == ("2.0 KiB", "at 3: batch_norm (int8, batch norm folded, fused)")
+
+
 def test_freezing_moves_parameters_and_nothing_else() -> None:
     model = models.mnist_12k()
     before = measure_budget(model, (1, 28, 28))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from constrained_cnn.budget._folding import Folding, foldings_of
 from constrained_cnn.budget._memory import Memory, memory_of, timeline_of
 from constrained_cnn.budget._parameters import (
     Parameters,
@@ -364,23 +365,24 @@ def measure_budget(
         (43264, '1: batch_norm')
     """
     graph = as_graph(model, input_shape, inputs=inputs, batch_axis=batch_axis, strict=strict)
-    layers = _layers(graph)
+    foldings = foldings_of(graph)
+    layers = _layers(graph, foldings)
     work = sum((layer.work for layer in layers if layer.work is not None), Work())
-    parameters = count_parameters(graph)
+    parameters = count_parameters(graph, foldings)
     return Budget(
         graph.model,
         tuple(graph.values[number].sample_shape for number in graph.inputs),
         parameters,
         work,
-        memory_of(graph, parameters),
+        memory_of(graph, parameters, foldings),
         layers,
         graph.unknown,
     )
 
 
-def _layers(graph: Graph) -> tuple[LayerCost, ...]:
+def _layers(graph: Graph, foldings: Sequence[Folding]) -> tuple[LayerCost, ...]:
     """Return a row for each operation, and for parameters or saved bytes that belong to none."""
-    own, deployed = parameters_by_layer(graph), deployed_by_layer(graph)
+    own, deployed = parameters_by_layer(graph), deployed_by_layer(graph, foldings)
     live = timeline_of(graph, "as run", False, True).live
     saved: dict[tuple[str, str], deque[int]] = defaultdict(deque)
     for run in () if graph.training.problem else graph.training.layers:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from constrained_cnn.graph import (
@@ -97,9 +97,9 @@ def foldings_of(graph: Graph) -> tuple[Folding, ...]:
     return tuple(found)
 
 
-def vanishing(graph: Graph) -> frozenset[int]:
+def vanishing(foldings: Iterable[Folding]) -> frozenset[int]:
     """Return the positions of the norms of which nothing is left."""
-    return frozenset(one.position for one in foldings_of(graph) if not one.left)
+    return frozenset(one.position for one in foldings if not one.left)
 
 
 def _forward(graph: Graph, one: Folding, target: int, way: "_Way") -> Folding:

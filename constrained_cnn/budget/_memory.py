@@ -2,10 +2,10 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from constrained_cnn.budget._folding import vanishing
+from constrained_cnn.budget._folding import Folding, foldings_of, vanishing
 from constrained_cnn.budget._parameters import Parameters
 from constrained_cnn.errors import InvalidInputError, check_choice, escape_controls
 from constrained_cnn.graph import ACTIVATIONS, Graph, Layer, TensorInfo, bytes_of
@@ -230,7 +230,7 @@ def timeline_of(
     change = [0] * (len(graph.layers) + 1)
     for piece in pieces_of(
         graph,
-        gone=(vanishing(graph) if gone is None else gone) if folded else (),
+        gone=(vanishing(foldings_of(graph)) if gone is None else gone) if folded else (),
         in_place=in_place,
         with_input=with_input,
         fused=fused,
@@ -245,10 +245,10 @@ def timeline_of(
     return Timeline(elements, folded, in_place, with_input, names, live, fused, depthwise_in_place)
 
 
-def memory_of(graph: Graph, parameters: Parameters) -> Memory:
+def memory_of(graph: Graph, parameters: Parameters, foldings: Iterable[Folding]) -> Memory:
     """Return how much memory a network takes, under every accounting."""
     timeline = timeline_of(graph, "as run", False, True)
-    gone = vanishing(graph)
+    gone = vanishing(foldings)
     places = any(layer.in_place for layer in graph.layers)
     peaks = [timeline]
     for elements in ("as run", "int8"):

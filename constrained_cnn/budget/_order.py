@@ -1,6 +1,6 @@
 """Savings of norms that stand before the activation instead of behind it. From the graph alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from constrained_cnn.budget._folding import SHIFT, WHOLE, Flow, Folding, foldings_of, vanishing
@@ -33,7 +33,8 @@ class NormOrder:
 
 def better_order(graph: Graph) -> NormOrder | None:
     """Return what another order of norms and activations would save; None if it folds no more."""
-    found = list(_movable(graph))
+    foldings = foldings_of(graph)
+    found = list(_movable(graph, foldings))
     if not found:
         return None
     saved: dict[tuple[int, ...], int] = {}  # by the weights of the norm, which may run twice
@@ -43,7 +44,7 @@ def better_order(graph: Graph) -> NormOrder | None:
         new_bias = channels if work is None or not work.bias else 0
         left = channels if one.left == SHIFT else 2 * channels
         saved[graph.layers[one.position].weights] = left - new_bias
-    gone = vanishing(graph)
+    gone = vanishing(foldings)
     peaks = [
         timeline_of(graph, "int8", True, True, fused=True, gone=positions).peak
         for positions in (gone, gone | {one.position for one, _ in found})
@@ -52,13 +53,13 @@ def better_order(graph: Graph) -> NormOrder | None:
     return NormOrder(names, sum(saved.values()), peaks[0] - peaks[1])
 
 
-def _movable(graph: Graph) -> Iterator[tuple[Folding, int]]:
+def _movable(graph: Graph, foldings: Iterable[Folding]) -> Iterator[tuple[Folding, int]]:
     """Yield the norms that stay behind an activation of a layer that would take them before it.
 
     With each comes the position of that convolution or linear layer.
     """
     flow = Flow(graph)
-    for one in foldings_of(graph):
+    for one in foldings:
         values = [*graph.layers[one.position].sources]
         activated = False
         while one.left not in ("", WHOLE) and len(values) == 1:

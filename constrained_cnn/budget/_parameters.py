@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding, foldings_of
+from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding
 from constrained_cnn.graph import Graph, Weight
 
 
@@ -40,7 +40,7 @@ class Parameters:
     left: tuple[str, ...] = ()
 
 
-def count_parameters(graph: Graph) -> Parameters:
+def count_parameters(graph: Graph, foldings: Sequence[Folding]) -> Parameters:
     """Return how many parameters the network of a graph has."""
     readers = Counter(weight for layer in graph.layers for weight in layer.weights)
     used = used_weights(graph)
@@ -49,7 +49,6 @@ def count_parameters(graph: Graph) -> Parameters:
     kinds: Counter[str] = Counter()
     for weight in graph.weights:
         kinds[weight.dtype] += weight.bytes
-    foldings = foldings_of(graph)
     total = sum(weight.elements for _, weight in parameters)
     trainable = sum(weight.elements for _, weight in parameters if weight.trainable)
     return Parameters(
@@ -78,9 +77,8 @@ def _statistics(graph: Graph) -> int:
     return sum(graph.weights[i].elements for i in read if graph.weights[i].buffer)
 
 
-def deployed_by_layer(graph: Graph, foldings: Iterable[Folding] | None = None) -> dict[int, int]:
+def deployed_by_layer(graph: Graph, foldings: Sequence[Folding]) -> dict[int, int]:
     """Return the parameters that inference needs, by the layer that reads them first."""
-    foldings = foldings_of(graph) if foldings is None else foldings
     norms = {one.position: one for one in foldings if one.left != WHOLE}
     # Where a shift goes, a layer without a bias gets one.
     shifted = {one.target for one in norms.values() if one.left != SHIFT}
