@@ -280,8 +280,10 @@ def test_totals_say_which_norms_stay_and_the_peaks_on_a_device() -> None:
     first = next(i for i, row in enumerate(rows) if row[0] == "norms not folded")
     assert rows[first][1:] == (
         "7",
-        "3: batch_norm: leaves its scale and shift, for 4: relu comes before a layer that could "
-        "take it",
+        (
+            "3: batch_norm: leaves its scale and shift, for 4: relu comes before a layer that "
+            "could take it"
+        ),
     )
     assert rows[-1] == ("", "", "and 2 more: budget.foldings")
     (peak,) = (row for row in rows if row[0] == "device peak")

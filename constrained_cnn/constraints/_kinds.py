@@ -172,8 +172,8 @@ def near_miss(layer: Layer, word: str) -> str:
     grouped = layer.kind == "conv" and _groups(layer) != 1
     if word == "depthwise" and grouped and not _is_depthwise(layer):
         return (
-            f"{layer.name}: {_groups(layer)} groups of {channels(layer)[0]} channels; depthwise has "
-            "a group for each channel"
+            f"{layer.name}: {_groups(layer)} groups of {channels(layer)[0]} channels; depthwise "
+            "has a group for each channel"
         )
     if word == "fully_connected" and is_on_one_cell(layer):
         return f"{layer.name}: works on one cell, where it is the same arithmetic"

@@ -93,9 +93,10 @@ class Count(Measured):
     Attributes:
         layer: The kind: ``"conv"``, ``"depthwise"``, ``"dilated"``, ``"strided"``,
             ``"transposed_conv"``, ``"fully_connected"``, ``"classifier"`` (fully connected, or the
-            same as a convolution on one cell), ``"max_pool"``, ``"avg_pool"``, ``"pool"``, ``"global_average_pool"``, ``"batch_norm"``, ``"group_norm"``,
-            ``"instance_norm"``, ``"layer_norm"``, ``"norm"``, ``"relu"``, ``"activation"``,
-            ``"softmax"`` or ``"dropout"``.
+            same as a convolution on one cell), ``"max_pool"``, ``"avg_pool"``, ``"pool"``,
+            ``"global_average_pool"``, ``"batch_norm"``, ``"group_norm"``, ``"instance_norm"``,
+            ``"layer_norm"``, ``"norm"``, ``"relu"``, ``"activation"``, ``"softmax"`` or
+            ``"dropout"``.
         kernel: Of those only the ones with such a kernel, in cells.
         stride: Only those with such a stride.
         dilation: Only those with such a dilation.
