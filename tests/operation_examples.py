@@ -73,7 +73,7 @@ def torchvision_op(name: str) -> Any:
 
 def unpooled(x: Tensor, other: Tensor) -> Tensor:
     places = F.max_pool2d(x, 2, return_indices=True)[1]
-    return F.max_unpool2d(other, places, 2, output_size=x.shape[2:])
+    return F.max_unpool2d(other, places, [2, 2], output_size=x.shape[2:])
 
 
 def written(x: Tensor, index: Tensor, source: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ def _functions(op: str) -> Iterator[Function]:
 def usable() -> dict[str, list[Function]]:
     """Return ways of each operation that run with numbers and without, three of each at most."""
     found: dict[str, list[Function]] = {}
-    sample, empty = torch.rand(2, *SHAPE) + 0.1, torch.empty(2, *SHAPE, device="meta")
+    sample = (torch.rand(2, *SHAPE) + 0.1).requires_grad_()  # or it cannot stand in training
+    empty = torch.empty(2, *SHAPE, device="meta")
     for op in sorted(BUILT_IN):
         for way in _functions(op):
             try:

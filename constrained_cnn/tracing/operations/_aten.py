@@ -12,8 +12,8 @@ def _convolution(call: Call) -> Call:
     x, weight, bias, stride, padding, dilation, transposed, more, groups = call.args[:9]
     axes = weight.ndim - 2
     if transposed:
-        args = (x, weight, bias, stride, padding, more, groups, dilation)
-        return replace(call, op=f"conv_transpose{axes}d", args=args)
+        rest = (padding, more, groups, dilation)
+        return replace(call, op=f"conv_transpose{axes}d", args=(x, weight, bias, stride, *rest))
     args = (x, weight, bias, stride, padding, dilation, groups)
     return replace(call, op=f"conv{axes}d", args=args)
 

@@ -281,7 +281,7 @@ _enter(
         _windows.windows_of_transposed,
     ),
 )
-for _kind, _names, _gradient in (
+for _kind, _given, _gradient in (
     ("max_pool", (*_POOL, "dilation", "ceil_mode", "return_indices"), "largest"),
     ("avg_pool", (*_POOL, "ceil_mode", "count_include_pad", "divisor_override"), ""),
     ("lp_pool", (), ""),
@@ -290,7 +290,7 @@ for _kind, _names, _gradient in (
         _enter(
             _dimensional(f"{_kind}{{}}d{_end}"),
             Operation(
-                _kind, _windows.pool, _work.pool, _names, _windows.windows_of_pool,
+                _kind, _windows.pool, _work.pool, _given, _windows.windows_of_pool,
                 gradient=_gradient,
             ),
         )  # fmt: skip
@@ -383,8 +383,8 @@ _enter(
 )
 _enter("setitem", Operation(_kinds.indexed("join"), _axes.written, _work.none, partial=True))
 _enter("diagonal_scatter block_diag", Operation("join", nothing, _work.none))
-for _names, _kind in (("scatter index_copy index_fill", "join"), ("scatter_add index_add", "add")):
-    _enter(_names, Operation(_kinds.indexed(_kind), _axes.put, _work.none))
+_enter("scatter index_copy index_fill", Operation(_kinds.indexed("join"), _axes.put, _work.none))
+_enter("scatter_add index_add", Operation(_kinds.indexed("add"), _axes.put, _work.each))
 _enter("scatter_reduce index_reduce", Operation("nonlinear", _axes.put, _work.each))
 _enter("copy", Operation("moves", _axes.copied, _work.none, partial=True))
 _enter("flip", Operation("shift", _axes.flip, _work.none))
