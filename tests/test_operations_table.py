@@ -1,6 +1,7 @@
 """The table of operations as a whole: every entry has a kind, reads and work that fit its calls."""
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from operation_examples import BY_NAME, Example, Runs
 from torch import Tensor, nn
 
+from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import KINDS, Layer, Work
 from constrained_cnn.tracing import trace
 from constrained_cnn.tracing.operations import BUILT_IN, Operation
@@ -155,3 +157,20 @@ def test_rules_are_functions_of_the_call_alone() -> None:
     for operation in PLAIN.values():
         for rule in (operation.reads, operation.work):
             assert list(inspect.signature(rule).parameters) == ["call"]
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        ("masked_select", lambda x: x.masked_select(x > 0)),
+        ("nonzero", lambda x: x[x > 0]),
+        ("nonzero", lambda x: torch.where(x > 0)[0]),
+        ("unique", lambda x: torch.unique(x)),
+        ("bincount", lambda x: torch.bincount(x[0].long())),
+    ],
+)
+def test_what_gives_as_much_as_its_numbers_say_is_refused_in_words(
+    op: str, function: Callable[[Tensor], Tensor]
+) -> None:
+    with pytest.raises(TracingError, match=f"'{op}' runs on numbers alone.*torch.where"):
+        trace(Runs(function), FLAT)

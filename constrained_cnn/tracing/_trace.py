@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -455,6 +456,13 @@ def _say(error: Exception, recorder: Recorder, wanted: Inputs) -> str:
         return (
             f"{recorder.model} makes a tensor on a fixed device in its forward{where} ({reason}); "
             "make it with device=x.device, or register it as a buffer"
+        )
+    needs = re.search(r"(aten::_?|torch\.)([a-z_]+)\d?\b.*(Meta tensors|data-independent)", reason)
+    if needs:
+        return (
+            f"{recorder.model}: operation {needs[2]!r}{where} runs on numbers alone: how much it "
+            "gives, or how it gets there, depends on them, so no single graph describes it; keep "
+            "the shape, with torch.where or a product with the mask"
         )
     if "meta tensor" in reason or "data-dependent" in reason:
         return (
