@@ -322,6 +322,60 @@ def test_a_batch_that_is_taken_for_the_sequence_is_refused(
     assert trace(make(), shape, batch_axis=0).layers  # as it is meant
 
 
+class Tutorial(nn.Module):
+    """Tokens with the sequence first, and a table with room for few positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(99, 8)
+        self.register_buffer("positions", torch.zeros(50, 1, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.layer(self.table(tokens) + self.positions[: tokens.size(0)])  # type: ignore[index]
+        return output
+
+
+class OneSample(nn.Module):
+    """Takes one sample only, so that nobody can see what grows with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x.reshape(1, 1, 8))[0]
+        return output
+
+
+def test_where_it_cannot_be_seen_it_stays_doubtful() -> None:
+    tokens = torch.zeros(20, 1, dtype=torch.long)
+    with pytest.raises(InvalidInputError, match="give batch_axis=1"):
+        measure_budget(Tutorial(), inputs=[tokens])
+    assert measure_budget(Tutorial(), inputs=[tokens], batch_axis=1).macs == macs_of(
+        Tutorial(), tokens
+    )
+    with pytest.raises(InvalidInputError, match="batch_axis"):
+        measure_budget(OneSample(), (8,))
+    sample = torch.rand(1, 8, dtype=torch.float64)
+    assert measure_budget(OneSample(), (8,), batch_axis=0).macs == macs_of(OneSample(), sample)
+
+
+def test_states_of_a_recurrent_layer_have_their_own_axis() -> None:
+    state = (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
+    inputs = [torch.zeros(3, 5, 16), state]
+    net = nn.LSTM(16, 8, batch_first=True)
+    with pytest.raises(InvalidInputError, match=r"batch_axis=\.\.\., nested as the inputs are"):
+        measure_budget(net, inputs=inputs)
+    assert measure_budget(net, inputs=inputs, batch_axis=(0, 1)).macs == 5 * 4 * 8 * (16 + 8)
+
+
+def test_what_holds_itself_is_entered_once() -> None:
+    batch: dict[str, Any] = {"image": (1, 16, 16), "mask": (1, 14, 14)}
+    batch["batch"] = batch
+    assert measure_budget(Nested(), inputs=[batch]).macs == 8 * 14 * 14 * 9
+
+
 INNER: list[Any] = [
     pytest.param(lambda: nn.LSTM(8, 8), id="lstm"),
     pytest.param(lambda: nn.MultiheadAttention(8, 2), id="attention"),

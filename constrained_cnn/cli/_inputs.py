@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _LARGEST_SIDE, _MOST_ELEMENTS = 10**7, 10**12
-_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64")
-_DTYPES += ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+_DTYPES = (
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+)
 
 
 @dataclass(frozen=True)

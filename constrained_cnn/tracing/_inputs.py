@@ -73,8 +73,8 @@ class Inputs:
     def samples(self, batch: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with so many samples in them, as tensors without content."""
 
-        def make(spec: InputSpec, axis: Any, name: str) -> Tensor:
-            return spec.empty(batch, dtype)
+        def make(item: Any, axis: Any, name: str) -> Any:
+            return item.empty(batch, dtype) if isinstance(item, InputSpec) else item
 
         return _map_tensors(self.args, 0, "", make), _map_tensors(dict(self.kwargs), 0, "", make)
 
@@ -300,7 +300,7 @@ def _check_axis_0(inputs: Inputs) -> None:
         raise InvalidInputError(
             f"inputs: axis 0 cannot be the batch of all: {_describe(specs[0])}, "
             f"{_describe(specs[other])}; say which axis is the batch of each, None where it has "
-            f"none: {_suggest(inputs, 1 if 1 in sizes else sizes[0])}"
+            f"none: {_suggest(inputs)}"
         )
     if all(spec.tensor_shape is not None and not spec.shape for spec in specs) and sizes[:1] > [1]:
         raise InvalidInputError(
@@ -315,18 +315,21 @@ def _describe(spec: InputSpec) -> str:
     return f"{spec.name} is a tensor of shape {spec.tensor_shape}"
 
 
-def _suggest(inputs: Inputs, batch: int) -> str:
+def _suggest(inputs: Inputs) -> str:
     """Return a ``batch_axis`` that fits the sizes, with None for what has another at axis 0."""
+    parts = inputs.kwargs or dict(enumerate(inputs.args))
+    flat = [part for part in parts.values() if isinstance(part, InputSpec)]
+    if len(flat) < len(inputs.specs):
+        return "batch_axis=..., nested as the inputs are"
+    has_shape = any(spec.tensor_shape is None for spec in flat)
+    sizes = [1] if has_shape else [s.tensor_shape[0] for s in flat if s.tensor_shape]
 
     def guess(part: Any) -> int | None:
         shape = part.tensor_shape if isinstance(part, InputSpec) else None
-        return None if shape is not None and shape[:1] != (batch,) else 0
+        return 0 if shape is None or shape[:1] == (sizes[0],) else None
 
-    if inputs.kwargs:
-        return f"batch_axis={ {name: guess(part) for name, part in inputs.kwargs.items()} }"
-    if len(inputs.args) == 1:
-        return "batch_axis=(...), nested as the inputs are"
-    return f"batch_axis={tuple(map(guess, inputs.args))}"
+    axes = {name: guess(part) for name, part in parts.items()}
+    return f"batch_axis={axes if inputs.kwargs else tuple(axes.values())}"
 
 
 @contextmanager
@@ -368,22 +371,17 @@ def _name_of_layer(path: str, module: Any) -> str:
     return f"{place}a {type(module).__name__} with batch_first={module.batch_first}"
 
 
-def refuse_batch_as_sequence(batch: int, layer: str, shape: tuple[int, ...]) -> None:
-    """Raise if a recurrent layer or an attention takes the batch for the sequence.
+def batch_as_sequence(layer: str, shape: tuple[int, ...]) -> InvalidInputError:
+    """Return the error for a layer that takes the batch for the sequence.
 
     Args:
-        batch: How many samples the network runs with, a number that no other axis divides by.
         layer: Its name.
-        shape: Shape of a tensor it is given in which axis 0 is the sequence.
-
-    Raises:
-        InvalidInputError: Naming the layer.
+        shape: Shape of a tensor it is given, whose axis 0 is the batch.
     """
-    if shape[0] % batch == 0:
-        advice = "batch_axis=1 if the sequence is axis 0 of the inputs"
-        if len(shape) == 2:
-            advice = "batch_axis=None if the inputs are one sample without a batch"
-        raise InvalidInputError(
-            f"{layer}, takes axis 0 of a tensor of {len(shape)} axes for the sequence, and is "
-            f"given the batch there; give {advice}, or batch_axis=0 if it is meant so"
-        )
+    advice = "batch_axis=1 if the sequence is axis 0 of the inputs"
+    if len(shape) == 2:
+        advice = "batch_axis=None if the inputs are one sample without a batch"
+    return InvalidInputError(
+        f"{layer}, takes axis 0 of a tensor of {len(shape)} axes for the sequence, and is given "
+        f"the batch there; give {advice}, or batch_axis=0 if it is meant so"
+    )

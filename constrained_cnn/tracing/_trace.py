@@ -29,7 +29,7 @@ from constrained_cnn.tracing._inputs import (
     BatchAxis,
     Inputs,
     as_inputs,
-    refuse_batch_as_sequence,
+    batch_as_sequence,
     watching_sequences,
 )
 from constrained_cnn.tracing._plain import plain_modules
@@ -150,13 +150,13 @@ def trace(
 def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Graph:
     shadow = _shadow_of(model)
     state = MovableState(shadow.network.eval())
-    lengths: list[int] = []
-    with watching_sequences(shadow.network, lambda _, shape: lengths.append(shape[0])):
+    sequences: list[tuple[str, Shape]] = []
+    with watching_sequences(shadow.network, lambda *layer: sequences.append(layer)):
         recorded, outputs = _evaluate(shadow, wanted, strict)
     if repeat or state.moved:
         recorded, outputs = _settled(shadow, wanted, strict, recorded, outputs, state)
-    if wanted.is_auto and 1 in lengths:
-        _check_sequences(shadow, wanted)
+    if wanted.is_auto and any(shape[0] == 1 for _, shape in sequences):
+        _check_sequences(shadow, wanted, sequences)
     if not wanted.is_batch_first:
         larger = _shapes_of_many(shadow, wanted, recorded)
         _place_batch(recorded, wanted, larger, BATCH)
@@ -208,11 +208,28 @@ def _settled(
     return recorded, outputs
 
 
-def _check_sequences(shadow: Shadow, wanted: Inputs) -> None:
-    """Raise if a layer that takes axis 0 for the sequence gets the batch there."""
-    refuse = functools.partial(refuse_batch_as_sequence, BATCH)
-    with watching_sequences(shadow.network, refuse), contextlib.suppress(TracingError):
-        _run(shadow, wanted, strict=False, batch=BATCH)
+def _check_sequences(shadow: Shadow, wanted: Inputs, before: Sequence[tuple[str, Shape]]) -> None:
+    """Raise if a layer that takes axis 0 for the sequence gets the batch there.
+
+    Two samples tell: a sequence does not grow with them. Where they cannot run it stays doubtful.
+
+    Args:
+        shadow: The network.
+        wanted: What it is given.
+        before: What such layers were given while it ran with one sample.
+    """
+    now: list[tuple[str, Shape]] = []
+
+    def compare(layer: str, shape: Shape) -> None:
+        if len(now) < len(before) and shape[0] != before[len(now)][1][0]:
+            raise batch_as_sequence(layer, shape)
+        now.append((layer, shape))
+
+    with watching_sequences(shadow.network, compare), contextlib.suppress(TracingError):
+        _run(shadow, wanted, strict=False, batch=2)
+    for layer, shape in before[len(now) :]:
+        if shape[0] == 1:
+            raise batch_as_sequence(layer, shape)
 
 
 def _shapes_of_many(shadow: Shadow, wanted: Inputs, recorded: Recorder) -> list[Shape]:
