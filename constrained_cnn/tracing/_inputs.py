@@ -317,7 +317,7 @@ def _describe(spec: InputSpec) -> str:
 
 def _suggest(inputs: Inputs) -> str:
     """Return a ``batch_axis`` that fits the sizes, with None for what has another at axis 0."""
-    parts = inputs.kwargs or dict(enumerate(inputs.args))
+    parts: dict[Any, Any] = dict(inputs.kwargs) or dict(enumerate(inputs.args))
     flat = [part for part in parts.values() if isinstance(part, InputSpec)]
     if len(flat) < len(inputs.specs):
         return "batch_axis=..., nested as the inputs are"
