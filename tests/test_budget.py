@@ -278,13 +278,8 @@ def test_totals_say_which_norms_stay_and_the_peaks_on_a_device() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), *layers)
     rows = measure_budget(net, (4, 16, 16)).totals().rows
     first = next(i for i, row in enumerate(rows) if row[0] == "norms not folded")
-    assert rows[first][1:] == (
-        "7",
-        (
-            "3: batch_norm: leaves its scale and shift, for 4: relu comes before a layer that "
-            "could take it"
-        ),
-    )
+    why = "for 4: relu comes before a layer that could take it"
+    assert rows[first][1:] == ("7", f"3: batch_norm: leaves its scale and shift, {why}")
     assert rows[-1] == ("", "", "and 2 more: budget.foldings")
     (peak,) = (row for row in rows if row[0] == "device peak")
     # The activation is in the memory of the norm before it, and the next norm makes a map.

@@ -445,6 +445,23 @@ class Sequence(nn.Module):
         return self.linear(self.norm(x.mean(2)))
 
 
+class Calls(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class PoolsAndCounts(nn.Module):
+    """A max-pool whose places are read too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        largest, places = F.max_pool2d(x, 2, return_indices=True)
+        return largest + places
+
+
 class Means(nn.Module):
     def __init__(self, *axes: int) -> None:
         super().__init__()
@@ -530,6 +547,24 @@ FORWARD: dict[str, tuple[Callable[[], nn.Module], tuple[str, str, str]]] = {
     ),
     "over positions": (Sequence, STAYS),
     "an activation between": (lambda: normed(nn.ReLU()), STAYS),
+    "transposed places": (lambda: normed(Calls(lambda x: x.transpose(2, 3))), ALL),
+    "one axis of places": (
+        lambda: normed(Calls(lambda x: x.flatten(2)), head=nn.Conv1d(4, 5, 2)),
+        ALL,
+    ),
+    "places cut otherwise": (lambda: normed(Calls(lambda x: x.reshape(-1, 4, 4, 9))), ALL),
+    "channels and places mixed": (
+        lambda: normed(Calls(lambda x: x.reshape(-1, 6, 4, 6)), head=nn.Conv2d(6, 5, 2)),
+        STAYS,
+    ),
+    "channels and places exchanged": (
+        lambda: normed(Calls(lambda x: x.transpose(1, 2)), head=nn.Conv2d(6, 5, 2)),
+        STAYS,
+    ),
+    "some channels": (lambda: normed(Calls(lambda x: x[:, 1:]), head=nn.Conv2d(3, 5, 2)), STAYS),
+    "channels turned round": (lambda: normed(Calls(lambda x: x.flip(1))), STAYS),
+    "written into": (lambda: normed(Calls(lambda x: x.add_(1))), STAYS),
+    "places of the largest, read": (lambda: normed(PoolsAndCounts()), STAYS),
     "read beside": (Residue, STAYS),
     "given beside": (Gives, STAYS),
     "twice": (lambda: Twice(False), ALL),

@@ -17,7 +17,7 @@ from constrained_cnn.graph import (
 
 FEEDERS = (*CONVS, "linear")
 
-SHIFT, BOTH, WHOLE = "shift", "scale and shift", "norm"
+SHIFT, BOTH, WHOLE = "shift", "scale and shift", "norm as it is"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Folding:
         layer: Name of the norm.
         into: Name of the layer that takes its scale; empty if none does.
         left: What stays in its place: nothing (empty), ``"shift"`` or ``"scale and shift"`` of each
-            channel, or the ``"norm"`` as it is.
+            channel, or the ``"norm as it is"``.
         why: Why that stays; empty if nothing does.
         position: Where the norm stands among the layers of the graph.
         target: Where the layer stands that takes its scale; None if none does.
@@ -105,10 +105,10 @@ def vanishing(foldings: Iterable[Folding]) -> frozenset[int]:
 def _forward(graph: Graph, one: Folding, target: int, way: "_Way") -> Folding:
     """Return how a norm goes into a layer after it."""
     sign = graph.plain[graph.layers[one.position].path]
-    if way.pool and sign != "positive":
+    if way.pool and sign != "+":
         why = f"for it is not positive in every channel and {way.pool} takes the largest"
         return replace(one, left=BOTH, why=why)
-    if way.shift_stays and sign == "zero":
+    if way.shift_stays and sign == "0":
         why = f"for {way.shift_stays}, and before a scale of 0 no shift can stand"
         return replace(one, left=BOTH, why=why)
     into = graph.layers[target].name
@@ -252,7 +252,7 @@ class Flow:
                 return f"{layer.name} divides by other than it sums" if counted or divides else ""
             case "pad" if all(one and isinstance(one.by, Border | Taps | None) for one in axes):
                 return ""
-            case "pad" if settings.get("mode") == "constant" and not settings.get("value"):
+            case "pad" if "value" in settings and not settings["value"]:
                 return f"{layer.name} puts zeros beside it"
         return None
 

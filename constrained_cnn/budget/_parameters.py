@@ -101,7 +101,7 @@ def deployed_by_layer(graph: Graph, foldings: Sequence[Folding]) -> dict[int, in
 def _left(graph: Graph, one: Folding, counted: set[Hashable]) -> int:
     """Return the elements of what is left of a norm; 0 if they were counted."""
     layer = graph.layers[one.position]
-    key = "norm", layer.weights, layer.settings.get("eps")
+    key = "left", layer.weights, layer.settings.get("eps")
     if not one.left or key in counted:
         return 0
     counted.add(key)

@@ -27,8 +27,8 @@ class Graph:
         evaluation: The same layers, and what follows what.
         declared: The class of each module without modules in it, by its path.
         plain: The convolutions, linear layers and batch norms, by path, that do with their weights
-            what torch's classes do, and nothing around it; of a batch norm the sign of its scale:
-            ``"positive"``, ``"mixed"``, or ``"zero"`` if it is 0 in some channel.
+            what torch's classes do, and nothing around it; of a batch norm the signs of its scale:
+            ``"+"``, ``"+-"``, or ``"0"`` if it is 0 in some channel.
         train: Runs the network in training mode; called once, when somebody asks for it.
     """
 

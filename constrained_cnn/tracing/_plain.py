@@ -15,13 +15,13 @@ def plain_modules(network: nn.Module) -> dict[str, str]:
     """Return the convolutions, linear layers and batch norms that may be rewritten, by path.
 
     Such a module has torch's own ``forward`` and no hooks; a convolution or linear layer shares its
-    tensors with no other module. Of a batch norm the sign of its scale is told: ``"positive"``,
-    ``"mixed"``, or ``"zero"`` if it is 0 in some channel. A scale without values counts as it
-    begins, positive; of one that a parametrisation makes nothing is said but ``"zero"``.
+    tensors with no other module. Of a batch norm the signs of its scale are told: ``"+"``,
+    ``"+-"``, or ``"0"`` if it is 0 in some channel. A scale without values counts as it begins,
+    above 0; one that a parametrisation makes may be 0.
 
     Examples:
         >>> plain_modules(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)))
-        {'0': '', '2': 'positive'}
+        {'0': '', '2': '+'}
     """
     owners = Counter(id(part) for module in network.modules() for part in _tensors_of(module))
     found = {}
@@ -58,14 +58,14 @@ def _tensors_of(module: nn.Module) -> list[Tensor]:
 
 def _sign_of(norm: _BatchNorm) -> str:
     if "weight" in _parametrised(norm):
-        return "zero"
+        return "0"
     weight = norm._parameters.get("weight")
     if weight is None or weight.is_meta:
-        return "positive"
+        return "+"
     scale = weight.detach()
     if bool((scale > _TINY).all()):
-        return "positive"
-    return "mixed" if bool((scale.abs() > _TINY).all()) else "zero"
+        return "+"
+    return "+-" if bool((scale.abs() > _TINY).all()) else "0"
 
 
 # A shift that is divided by a smaller scale may overflow.
