@@ -115,7 +115,7 @@ class Memory:
 
     @property
     def int8_timeline(self) -> Timeline:
-        """Bytes that live at each operation: int8, batch norms folded, activations fused."""
+        """Bytes that live at each operation under int8, batch norm folded, fused."""
         return self.planned[0]
 
     @property

@@ -24,10 +24,12 @@ class NormOrder:
     int8_peak: int
 
     def __str__(self) -> str:
+        count = len(self.norms)
         return (
             f"convolution, norm, activation in place of convolution, activation, norm would fold "
-            f"{len(self.norms)} more: {len(self.norms)} operations, {self.parameters:,} parameters "
-            f"and {say_bytes(self.int8_peak)} of the int8 peak (batch norm folded, fused) less"
+            f"{count} more: {count} operation{'s' if count > 1 else ''}, {self.parameters:,} "
+            f"parameters and {say_bytes(self.int8_peak)} of the int8 peak (batch norm folded, "
+            "fused) less"
         )
 
 

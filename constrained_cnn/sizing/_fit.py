@@ -52,7 +52,8 @@ def fit_widths(
 
     Quantities are ``parameters``, ``trainable_parameters``, ``deployed_parameters``, ``macs``,
     ``weight_bytes``, ``inference_peak`` and ``int8_peak`` (bytes), of one sample, as
-    :func:`~constrained_cnn.budget.measure_budget` counts them. A peak can be a limit only.
+    :func:`~constrained_cnn.budget.measure_budget` counts them; the int8 peak with batch norms
+    folded and activations fused. A peak can be a limit only.
 
     Args:
         make: A function that takes the widths by name and gives a network.
