@@ -239,6 +239,8 @@ class InList(Base):
 
 
 class InBuffer(Base):
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.ones(4, 1, 1, requires_grad=True))

@@ -92,7 +92,7 @@ def select(
 
 
 # What scales a map is no head and no stage of the network, whatever it is made of.
-_NOT_OF_GATES = ("fully_connected", "max_pool", "avg_pool", "pool")
+_NOT_OF_GATES = ("fully_connected", "classifier", "max_pool", "avg_pool", "pool")
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,15 @@ Imports no torch: what is said about a network is worked out from these records 
 """
 
 from constrained_cnn.graph._graph import Graph
-from constrained_cnn.graph._kinds import ACTIVATIONS, CONVS, KINDS, NORMS, POOLS, PRODUCTS
-from constrained_cnn.graph._layer import (
-    Layer,
-    Setting,
-    Shape,
-    TensorInfo,
-    Weight,
-    Work,
-    bytes_of,
-)
+from constrained_cnn.graph._kinds import ACTIVATIONS as ACTIVATIONS
+from constrained_cnn.graph._kinds import CONVS as CONVS
+from constrained_cnn.graph._kinds import KINDS
+from constrained_cnn.graph._kinds import NORMS as NORMS
+from constrained_cnn.graph._kinds import POOLS as POOLS
+from constrained_cnn.graph._kinds import PRODUCTS as PRODUCTS
+from constrained_cnn.graph._layer import Layer, TensorInfo, Weight, Work, bytes_of
+from constrained_cnn.graph._layer import Setting as Setting
+from constrained_cnn.graph._layer import Shape as Shape
 from constrained_cnn.graph._program import Program
 from constrained_cnn.graph._reads import (
     AxisRead,
@@ -27,12 +26,7 @@ from constrained_cnn.graph._reads import (
 )
 
 __all__ = [
-    "ACTIVATIONS",
-    "CONVS",
     "KINDS",
-    "NORMS",
-    "POOLS",
-    "PRODUCTS",
     "AxisRead",
     "Border",
     "Graph",
@@ -42,8 +36,6 @@ __all__ = [
     "Read",
     "Resample",
     "Segment",
-    "Setting",
-    "Shape",
     "Taps",
     "TensorInfo",
     "Weight",

@@ -57,3 +57,4 @@ KINDS: Final[dict[str, str]] = {
     "source": "a new tensor that depends on no input",
     "unknown": "nothing is known of it",
 }
+"""Every kind that an operation can be of, and what it means."""

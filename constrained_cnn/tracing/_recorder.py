@@ -321,12 +321,13 @@ class Recorder(Watcher):
         """Note which weights a tensor is made of that does not depend on the input."""
         for tensor in call.outputs:  # it may have been filled with something else
             self._numbers.pop(id(tensor), None)
-        if operation is not None and operation.kind == "source":
+        kind = "unknown" if operation is None else operation.kind_of(call, {})
+        if kind == "source":
             return
         of = frozenset[int]().union(*(self._made_of.get(id(t), ()) for t in sources))
         for tensor in call.outputs if of else ():
             self._made_of[id(tensor)] = of
-        if operation is not None and operation.kind in _COSTLY:
+        if operation is not None and kind in _COSTLY:
             weights, work = tuple(sorted(of)), operation.work(call)
             self.constants.append(Layer(call.op, self.path, (), (), weights, work))
 

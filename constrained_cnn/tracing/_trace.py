@@ -365,7 +365,7 @@ def _evaluate(shadow: Shadow, wanted: Inputs, strict: bool) -> tuple[Recorder, t
         return _run(shadow, wanted, strict)
     except UndescribedError as error:
         if not error.exportable:
-            raise
+            raise TracingError(str(error)) from error
         try:
             return _run(shadow, wanted, strict=True, exported=True)
         except Exception as second:  # noqa: BLE001 - export raises errors of every kind

@@ -96,12 +96,12 @@ class Watcher(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 return self.scripted(_Scripted(function, call), args, kwargs)
 
-        torch.jit.ScriptFunction.__call__ = script
+        torch.jit.ScriptFunction.__call__ = script  # type: ignore[method-assign, assignment]
         try:
             with self:
                 yield
         finally:
-            torch.jit.ScriptFunction.__call__ = call
+            torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
             for handle in handles:
                 handle.remove()
 
@@ -130,7 +130,7 @@ class Decomposition(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Callable[..., Any], Call]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
