@@ -265,7 +265,9 @@ def _named(shapes: Mapping[str, tuple[int, ...]]) -> Inputs:
 
 
 def _tests() -> Iterator[Network]:
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    folder = str(Path(__file__).parents[1] / "tests")
+    if folder not in sys.path:
+        sys.path.append(folder)
     from constrained_cnn import models
 
     for file in ("independent_networks", "unusual_networks"):

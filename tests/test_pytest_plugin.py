@@ -77,7 +77,16 @@ def run(folder: Path, *words: str, **environment: str) -> Session:
     done = subprocess.run(
         [
             *(sys.executable, "-W", "error", "-m", "pytest", "-W", "error"),
-            *("-p", "no:cacheprovider", "--strict-markers", "--junitxml=said.xml", *words),
+            # The one that draws the order of tests is ours alone; it imports NumPy.
+            *(
+                "-p",
+                "no:randomly",
+                "-p",
+                "no:cacheprovider",
+                "--strict-markers",
+                "--junitxml=said.xml",
+                *words,
+            ),
         ],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **environment},

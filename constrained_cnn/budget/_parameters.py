@@ -39,6 +39,9 @@ class Parameters:
     statistics: int = 0
     left: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", tuple(self.left))  # JSON has lists
+
 
 def count_parameters(graph: Graph, foldings: Sequence[Folding]) -> Parameters:
     """Return how many parameters the network of a graph has."""

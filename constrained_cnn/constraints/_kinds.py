@@ -218,6 +218,7 @@ def words_of(layer: Layer) -> str:
     """Return what a layer is, in words: its kernel, and its operation.
 
     Examples:
+        >>> from constrained_cnn.graph import Window
         >>> words_of(Layer("conv2d", "a", (1,), (), windows=(Window(3), Window(3))))
         '3x3 conv2d'
     """

@@ -6,8 +6,9 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +173,7 @@ def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Gra
         tuple(recorded.constants),
         recorded.program(recorded.given),
         _declared(shadow.network),
-        functools.cache(functools.partial(_training_of, shadow, wanted)),
+        functools.cache(functools.partial(_training_of, shadow, wanted, sys.stdout)),
         plain_modules(model),
     )
 
@@ -399,13 +400,14 @@ def _run(
     return recorder, recorder.numbers_of(outputs)
 
 
-def _training_of(shadow: Shadow, wanted: Inputs) -> Program:
+def _training_of(shadow: Shadow, wanted: Inputs, out: TextIO) -> Program:
     """Return what runs in training mode; a network that cannot run says why in the result.
 
     A batch of a prime number of samples tells what grows with it. Some networks cut the batch into
-    parts, and take one with many divisors only; then two of these are compared.
+    parts, and take one with many divisors only; then two of these are compared. What the network
+    prints goes where it went when it was traced.
     """
-    with undisturbed():
+    with undisturbed(), redirect_stdout(out):
         batch = BATCH if wanted.is_batched else 1
         program, kept = _train(shadow, wanted, batch)
         if not program.problem:
@@ -415,10 +417,10 @@ def _training_of(shadow: Shadow, wanted: Inputs) -> Program:
         divisible, kept = _train(shadow, wanted, DIVISIBLE)
         twice, more = _train(shadow, wanted, 2 * DIVISIBLE)
         if divisible.problem or twice.problem or len(divisible.layers) != len(twice.layers):
-            return replace(
-                program,
-                problem=f"{program.problem} (with a batch of {BATCH:,}; {DIVISIBLE:,} fails too)",
-            )
+            problem = program.problem
+            if problem != divisible.problem:  # it has to do with the batch
+                problem += f" (with a batch of {BATCH:,}; {DIVISIBLE:,} fails too)"
+            return replace(program, problem=problem)
         return with_saved(divisible, *differing(kept, more, DIVISIBLE))
 
 

@@ -56,6 +56,7 @@ def register_op(
             unknown, or a rule is missing: what an operation costs is never taken to be nothing.
 
     Examples:
+        >>> from constrained_cnn.tracing import Call, elementwise, register_op
         >>> register_op("erfinv", like="tanh")
         >>> def product_of_all(call: Call) -> Work:
         ...     return Work(elementwise=call.input.numel())
