@@ -342,7 +342,9 @@ def _check_unit(
         nan_ok = None
     if change_ok:  # from both ends and no further; who sees less has missed something
         if gradient_ok is False and _is_within(by_gradient, inside):
+            # They disagree, so that nothing is proved.
             gradient_ok, gradient_note = None, _GRADIENT_HIDDEN
+            nan_ok, nan_note = (None, _GRADIENT_HIDDEN) if nan_ok else (nan_ok, nan_note)
         if nan_ok is False and _is_within(by_nan, inside):
             nan_ok, nan_note = None, _NAN_ALONE
     if not scene.sample.is_finite:
