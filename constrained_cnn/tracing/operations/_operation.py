@@ -52,10 +52,6 @@ class Operation:
         """Return what a call is."""
         return self.kind if isinstance(self.kind, str) else self.kind(call, settings)
 
-    def settings_of(self, func: Callable[..., Any], call: Call) -> dict[str, Setting]:
-        """Return the arguments of a call that are numbers, flags, words, or rows of numbers."""
-        return settings_of(func, call, self.arguments)
-
 
 def settings_of(
     func: Callable[..., Any], call: Call, names: tuple[str, ...] = ()
