@@ -109,7 +109,7 @@ class _Catch(Watcher):
     def leave(self, paths: Sequence[str], outputs: Any) -> None:
         """Keep what the module gave, if it is the one."""
         if not self._target.op and self._target.path in paths:
-            self._keep(next(tensors(outputs)))
+            self._keep(tensors(outputs)[0])
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -117,9 +117,9 @@ class _Catch(Watcher):
         kwargs = kwargs or {}
         op = operation_name(func)
         outcome = swap_of(op, linear=self._linear)(func, *args, **kwargs)
-        made = list(tensors(outcome))
+        made = tensors(outcome)
         if self._linear:
-            self._follow(op, list(tensors((args, kwargs))), made)
+            self._follow(op, tensors((args, kwargs)), made)
         if self._target.op:
             self._count(op, (args, kwargs), made)
         return outcome

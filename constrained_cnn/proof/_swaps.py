@@ -18,7 +18,7 @@ def call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _identity(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the input: a cast."""
-    x = next(tensors((args, kwargs)))
+    x = tensors((args, kwargs))[0]
     return x if x.is_floating_point() else func(*args, **kwargs)
 
 
@@ -27,7 +27,7 @@ def _in_single_precision(func: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
     Which one is nearest is a matter of rounding: in double precision some would be others.
     """
-    x = next(tensors((args, kwargs)))
+    x = tensors((args, kwargs))[0]
     nearest = any("nearest" in str(value) for value in (*args[1:], *kwargs.values()))
     if not nearest or x.dtype != torch.float64:
         return func(*args, **kwargs)
@@ -38,7 +38,7 @@ def _in_single_precision(func: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 def _passed_on(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the values of the input: an activation."""
-    x = next(tensors((args, kwargs)))
+    x = tensors((args, kwargs))[0]
     if not x.is_floating_point():
         return func(*args, **kwargs)
     # Its own tensor, for what follows may write into it, but for one that itself was written to.
@@ -52,7 +52,7 @@ def _together(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return func(*args, **kwargs)
     shape = torch.broadcast_shapes(*[x.shape for x in tensors((args, kwargs))])
     total = sum((x.expand(shape) for x in given), given[0].new_zeros(()))
-    first = next(tensors((args, kwargs)))
+    first = tensors((args, kwargs))[0]
     return first.copy_(total) if is_in_place(func) and first.is_floating_point() else total
 
 
@@ -73,7 +73,7 @@ def _average(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _average_pool(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the mean over the windows of a max-pool, however dilated, padded or rounded."""
     outcome = func(*args, **kwargs)
-    largest = next(tensors(outcome))
+    largest = tensors(outcome)[0]
     given = {**dict(zip(_POOL_ARGUMENTS, args, strict=False)), **kwargs}
     x, n = given["input"], int(operation_name(func).removesuffix("_with_indices")[-2])
     kernel = _each(given["kernel_size"], n)
@@ -93,7 +93,7 @@ def _average_pool(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _adaptive_average_pool(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     outcome = func(*args, **kwargs)
-    largest, x = next(tensors(outcome)), next(tensors((args, kwargs)))
+    largest, x = tensors(outcome)[0], tensors((args, kwargs))[0]
     n = int(operation_name(func).removesuffix("_with_indices")[-2])
     mean = getattr(F, f"adaptive_avg_pool{n}d")(x, largest.shape[-n:])
     return mean if isinstance(outcome, Tensor) else (mean, *outcome[1:])

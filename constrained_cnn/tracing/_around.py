@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch._C import _len_torch_function_stack
 from torch.distributions import Distribution
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _device
+
+from constrained_cnn.tracing._meta_copy import MetaCopy
 
 
 @contextmanager
@@ -55,11 +56,11 @@ class MovableState:
     """What a forward may leave behind: random states, attributes of modules, globals of its files.
 
     Args:
-        network: The network; what is compared is what there was when this was made.
+        copy: The network; what is compared is what there was when this was made.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
+    def __init__(self, copy: MetaCopy) -> None:
+        self._modules = copy.own_modules
         self._random = _random_states()
         self._plain = self._read()
 
@@ -81,14 +82,9 @@ class MovableState:
         self._random = _random_states()
 
     def _read(self) -> list[Any]:
-        own = [
-            module
-            for module in self._network.modules()
-            if not type(module).__module__.startswith("torch.nn.")  # which change nothing
-        ]
-        files = {type(module).__module__ for module in own}
+        files = {type(module).__module__ for module in self._modules}
         spaces = [vars(sys.modules[name]) for name in sorted(files) if name in sys.modules]
-        return [_plain(space) for space in (*spaces, *map(vars, own))]
+        return [_plain(space) for space in (*spaces, *map(vars, self._modules))]
 
 
 def _random_states() -> list[Any]:

@@ -10,8 +10,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from constrained_cnn.tracing._kernels import META
 from constrained_cnn.tracing._recorder import Recorder
-from constrained_cnn.tracing._watcher import META
 
 
 def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> list[Any]:

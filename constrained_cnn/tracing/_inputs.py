@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from constrained_cnn.errors import InvalidInputError, check_integer, check_known_keys, say_value
-from constrained_cnn.tracing._watcher import META
+from constrained_cnn.tracing._kernels import META
 
 BatchAxis = int | None | Literal["auto"] | Sequence[Any] | Mapping[str, Any]
 

@@ -3,8 +3,7 @@
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +11,15 @@ from torch import Tensor, nn
 
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import PRODUCTS, Layer, Program, Read, TensorInfo
+from constrained_cnn.tracing._kernels import META, run
+from constrained_cnn.tracing._meta_copy import MetaCopy
 from constrained_cnn.tracing._watcher import (
-    META,
     Decomposition,
     Watcher,
     is_in_place,
     misfit_of,
     on_meta,
     operation_name,
-    run,
 )
 from constrained_cnn.tracing.operations import (
     Call,
@@ -33,8 +32,6 @@ from constrained_cnn.tracing.operations import (
     tensors,
 )
 
-# What holds no tensor.
-_PLAIN = (bool, int, float, str)
 # Their work counts even where it does not depend on the input.
 _COSTLY = (*PRODUCTS, "attention")
 
@@ -60,27 +57,15 @@ class Recorder(Watcher):
     """Writes down the operations that depend on the network's input, and what each reads.
 
     Args:
-        model: Name of the model's class.
-        shadow: The network, without content.
+        copy: The network, without content.
         inputs: The tensors it is given.
-        weights: The number of each parameter and buffer, by its ``id``.
-        hidden: Tensors that the network trains and does not register, by ``id``.
         strict: Whether what is not described is refused; if not, it is noted.
     """
 
-    def __init__(
-        self,
-        model: str,
-        shadow: nn.Module,
-        inputs: Sequence[Tensor],
-        weights: Mapping[int, int],
-        hidden: Mapping[int, str],
-        *,
-        strict: bool,
-    ) -> None:
-        super().__init__(model, shadow)
+    def __init__(self, copy: MetaCopy, inputs: Sequence[Tensor], *, strict: bool) -> None:
+        super().__init__(copy.model, copy.network)
         self._strict = strict
-        self._hidden = hidden
+        self._hidden = copy.hidden
         self._known: dict[int, Tensor] = {}  # an id belongs to a tensor only while it lives
         self._versions: dict[int, int] = {}  # how often each was written to, as far as was seen
         self._numbers: dict[int, int] = {}
@@ -88,7 +73,7 @@ class Recorder(Watcher):
         self._sharing: dict[int, set[int]] = {}  # the tensors in each piece
         self._writes: dict[int, list[int]] = {}  # what was written in place into each piece
         self._turns: Counter[tuple[str, str]] = Counter()
-        self._made_of = {number: frozenset({weight}) for number, weight in weights.items()}
+        self._made_of = {number: frozenset({weight}) for number, weight in copy.numbers.items()}
         self.draws: list[str] = []
         self.unseen: list[str] = []
         self.refusal: Exception | None = None
@@ -97,10 +82,9 @@ class Recorder(Watcher):
         self.constants: list[Layer] = []
         self.modules: dict[str, int] = {}
         self.given: Any = ()  # what the network gave
-        for part in shadow.modules():
-            held = [v for v in vars(part).values() if v is not None and not isinstance(v, _PLAIN)]
-            for tensor in tensors([part._parameters, part._buffers, held]):
-                self._keep(tensor)
+        kept_by_runs = [list(vars(module).values()) for module in copy.own_modules]
+        for tensor in (*copy.tensors, *tensors(kept_by_runs)):
+            self._keep(tensor)
         self.inputs = tuple(self._new_value(tensor) for tensor in inputs)
 
     def expect(self, items: Any) -> None:
@@ -155,10 +139,15 @@ class Recorder(Watcher):
         return self._see(func, args, kwargs)
 
     def _see(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if getattr(func, "__name__", "") == "__rmatmul__":
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # a property; of most nothing is to be seen
+            outcome = func(*args)
+            if not isinstance(outcome, Tensor):
+                return outcome
+        if name == "__rmatmul__":
             func, args = torch.matmul, args[::-1]
         op = operation_name(func)
-        sources = list(tensors((args, kwargs)))
+        sources = tensors((args, kwargs))
         self._check_origin(op, sources)
         brings = any(id(t) in self._numbers for t in sources[1:])
         if brings and sources[0].device != META and (op == "setitem" or is_in_place(func)):
@@ -168,15 +157,16 @@ class Recorder(Watcher):
             self._refuse(self._unknown(op, "puts other memory under a tensor"))
         if op != "getitem":  # an order of units is known only while it has numbers in it
             args, kwargs = on_meta(sources, args, kwargs)
-            sources = list(tensors((args, kwargs)))
+            sources = tensors((args, kwargs))
         traced = [t for t in sources if id(t) in self._numbers]
-        written = list(tensors(kwargs.get("out")))
+        written = tensors(kwargs.get("out"))
         if written or (sources and (is_in_place(func) or op == "setitem")):
             self._check_written(op, written or sources[:1], sources)
         before = [t._version for t in traced]
-        misfit = misfit_of(Call(op, args, kwargs, (), {}), self.is_batched)
-        if misfit:
-            raise ValueError(misfit)
+        if op.startswith(("conv", "linear")):
+            misfit = misfit_of(Call(op, args, kwargs, (), {}), self.is_batched)
+            if misfit:
+                raise ValueError(misfit)
         inner: list[tuple[Callable[..., Any], Call]] = []
         outcome = self._run(func, op, args, kwargs, inner)
         made = tuple(tensors(outcome))
@@ -210,9 +200,9 @@ class Recorder(Watcher):
         """
         try:
             if find(op) is not None or _is_property(func):
-                return run(func, args, kwargs)
+                return run(op, func, args, kwargs)
             with Decomposition() as parts:
-                outcome = run(func, args, kwargs)
+                outcome = run(op, func, args, kwargs)
             inner += parts.calls
             return outcome
         except Exception as error:
@@ -242,12 +232,12 @@ class Recorder(Watcher):
                 self._refuse(self._unknown(call.op, "writes what no rule describes"))
             return
         for part, each in parts:
-            of = list(tensors((each.args, each.kwargs)))
+            of = tensors((each.args, each.kwargs))
             for tensor in (*of, *each.outputs):
                 self._keep(tensor)
             if is_in_place(part):
                 self._check_written(each.op, of[:1], of)
-            each = replace(each, values=self._numbers)
+            each = Call(each.op, each.args, each.kwargs, each.outputs, self._numbers)
             self._record(part, each, of, is_in_place(part), self._inputs_of(of))
 
     def _replace(self, target: Tensor, source: Tensor) -> None:
@@ -288,26 +278,29 @@ class Recorder(Watcher):
             return
         weights = frozenset[int]().union(*(self._made_of.get(id(t), ()) for t in sources))
         settings = settings_of(func, call, operation.arguments if operation else ())
+        work = None if operation is None else operation.work(call)
+        kind = "unknown" if operation is None else operation.kind_of(call, settings)
+        windows = operation.windows(call) if operation and operation.windows else ()
         self._turns[self.path, op] += 1
         layer = Layer(
             op,
             self.path,
-            (),
+            tuple(map(self._new_value, call.outputs)),
             reads,
             tuple(sorted(weights)),
-            None if operation is None else operation.work(call),
+            work,
             in_place,
             settings,
             operation is not None,
             self._turns[self.path, op],
-            "unknown" if operation is None else operation.kind_of(call, settings),
+            kind,
             tuple(inputs),
             tuple(self.values[value].shape[1:] for value in inputs),
             tuple(call.output.shape[1:]),
-            tuple(operation.windows(call)) if operation and operation.windows else (),
+            tuple(windows),
             operation.drops if operation else "",
         )
-        self.layers.append(replace(layer, outputs=tuple(map(self._new_value, call.outputs))))
+        self.layers.append(layer)
         if in_place:
             for tensor in call.outputs:
                 memory = tensor.untyped_storage()._cdata

@@ -7,13 +7,11 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
+from torch import nn
 
 from constrained_cnn.errors import (
     ConstrainedCNNError,
@@ -22,9 +20,8 @@ from constrained_cnn.errors import (
     check_flag,
     reason_of,
 )
-from constrained_cnn.graph import Graph, Program, Shape, Weight
+from constrained_cnn.graph import Graph, Program, Shape
 from constrained_cnn.tracing._around import MovableState, states_of_others, undisturbed
-from constrained_cnn.tracing._copy import copied
 from constrained_cnn.tracing._export import replay
 from constrained_cnn.tracing._inputs import (
     BatchAxis,
@@ -33,6 +30,7 @@ from constrained_cnn.tracing._inputs import (
     batch_as_sequence,
     watching_sequences,
 )
+from constrained_cnn.tracing._meta_copy import MetaCopy, meta_copy
 from constrained_cnn.tracing._plain import plain_modules
 from constrained_cnn.tracing._recorder import Recorder, UndescribedError
 from constrained_cnn.tracing._training import (
@@ -41,34 +39,12 @@ from constrained_cnn.tracing._training import (
     growing,
     with_saved,
 )
-from constrained_cnn.tracing._watcher import META
 from constrained_cnn.tracing.operations import tensors
 
 # A prime: what divides by it grows with the batch, and what does not is kept once.
 BATCH = 1009
 # Divides by every number up to 10.
 DIVISIBLE = 2520
-
-
-@dataclass(frozen=True)
-class Shadow:
-    """A copy of a network whose tensors have no content.
-
-    Attributes:
-        model: Name of the model's class.
-        network: The copy.
-        weights: Every parameter and buffer.
-        numbers: The number of each, by the ``id`` of its copy.
-        hidden: Tensors that take a gradient and are no parameters: by ``id`` what each is.
-        held: The same tensors.
-    """
-
-    model: str
-    network: nn.Module
-    weights: tuple[Weight, ...]
-    numbers: Mapping[int, int]
-    hidden: Mapping[int, str]
-    held: Sequence[Tensor]
 
 
 def trace(
@@ -149,37 +125,38 @@ def trace(
 
 
 def _traced(model: nn.Module, wanted: Inputs, strict: bool, repeat: bool) -> Graph:
-    shadow = _shadow_of(model)
-    state = MovableState(shadow.network.eval())
+    copy = meta_copy(model)
+    copy.network.eval()
+    state = MovableState(copy)
     sequences: list[tuple[str, Shape]] = []
-    with watching_sequences(shadow.network, lambda *layer: sequences.append(layer)):
-        recorded, outputs = _evaluate(shadow, wanted, strict)
+    with watching_sequences(copy.network, lambda *layer: sequences.append(layer)):
+        recorded, outputs = _evaluate(copy, wanted, strict)
     if repeat or state.moved:
-        recorded, outputs = _settled(shadow, wanted, strict, recorded, outputs, state)
+        recorded, outputs = _settled(copy, wanted, strict, recorded, outputs, state)
     if wanted.is_auto and any(shape[0] == 1 for _, shape in sequences):
-        _check_sequences(shadow, wanted, sequences)
+        _check_sequences(copy, wanted, sequences)
     if not wanted.is_batch_first:
-        larger = _shapes_of_many(shadow, wanted, recorded)
+        larger = _shapes_of_many(copy, wanted, recorded)
         _place_batch(recorded, wanted, larger, BATCH)
     return Graph(
-        shadow.model,
+        copy.model,
         recorded.inputs,
         outputs,
         tuple(recorded.values),
         tuple(recorded.layers),
         recorded.modules,
-        shadow.weights,
-        _evaluated(shadow.network),
+        copy.weights,
+        copy.parametrized,
         tuple(recorded.constants),
         recorded.program(recorded.given),
-        _declared(shadow.network),
-        functools.cache(functools.partial(_training_of, shadow, wanted, sys.stdout)),
+        copy.declared,
+        functools.cache(functools.partial(_training_of, copy, wanted, sys.stdout)),
         plain_modules(model),
     )
 
 
 def _settled(
-    shadow: Shadow,
+    copy: MetaCopy,
     wanted: Inputs,
     strict: bool,
     recorded: Recorder,
@@ -195,27 +172,27 @@ def _settled(
     while runs < (_RUNS_IF_RANDOM if drew else _RUNS):
         before, runs = recorded, runs + 1
         state.reseed(runs)
-        recorded, outputs = _evaluate(shadow, wanted, strict)
+        recorded, outputs = _evaluate(copy, wanted, strict)
         drew = drew or state.drew
         difference = _first_difference(before, recorded)
         if not difference and not drew:
             return recorded, outputs
         if difference and (drew or runs == _RUNS):
             raise TracingError(
-                f"{shadow.model}: its forward differs from one call to the next, first at "
+                f"{copy.model}: its forward differs from one call to the next, first at "
                 f"{difference}{', and it draws random numbers' if drew else ''}, so no one graph "
                 "describes it; make what it does depend on its inputs and arguments alone"
             )
     return recorded, outputs
 
 
-def _check_sequences(shadow: Shadow, wanted: Inputs, before: Sequence[tuple[str, Shape]]) -> None:
+def _check_sequences(copy: MetaCopy, wanted: Inputs, before: Sequence[tuple[str, Shape]]) -> None:
     """Raise if a layer that takes axis 0 for the sequence gets the batch there.
 
     Two samples tell: a sequence does not grow with them. Where they cannot run it stays doubtful.
 
     Args:
-        shadow: The network.
+        copy: The network, without content.
         wanted: What it is given.
         before: What such layers were given while it ran with one sample.
     """
@@ -226,17 +203,17 @@ def _check_sequences(shadow: Shadow, wanted: Inputs, before: Sequence[tuple[str,
             raise batch_as_sequence(layer, shape)
         now.append((layer, shape))
 
-    with watching_sequences(shadow.network, compare), contextlib.suppress(TracingError):
-        _run(shadow, wanted, strict=False, batch=2)
+    with watching_sequences(copy.network, compare), contextlib.suppress(TracingError):
+        _run(copy, wanted, strict=False, batch=2)
     for layer, shape in before[len(now) :]:
         if shape[0] == 1:
             raise batch_as_sequence(layer, shape)
 
 
-def _shapes_of_many(shadow: Shadow, wanted: Inputs, recorded: Recorder) -> list[Shape]:
+def _shapes_of_many(copy: MetaCopy, wanted: Inputs, recorded: Recorder) -> list[Shape]:
     """Return the shapes of the same values for ``BATCH`` samples."""
     with contextlib.suppress(TracingError):
-        shapes = [v.shape for v in _run(shadow, wanted, strict=False, batch=BATCH)[0].values]
+        shapes = [v.shape for v in _run(copy, wanted, strict=False, batch=BATCH)[0].values]
         if len(shapes) == len(recorded.values):  # or with more samples it goes another way
             return shapes
     return [value.shape for value in recorded.values]
@@ -355,31 +332,26 @@ def _check_python(model: nn.Module) -> None:
             )
 
 
-def _dtype_of(shadow: nn.Module) -> torch.dtype:
-    kinds = {part.dtype for part in shadow.parameters() if part.is_floating_point()}
-    return kinds.pop() if len(kinds) == 1 else torch.get_default_dtype()
-
-
-def _evaluate(shadow: Shadow, wanted: Inputs, strict: bool) -> tuple[Recorder, tuple[int, ...]]:
+def _evaluate(copy: MetaCopy, wanted: Inputs, strict: bool) -> tuple[Recorder, tuple[int, ...]]:
     """Run a network in evaluation mode; by torch.export where it writes into parts of tensors."""
     try:
-        return _run(shadow, wanted, strict)
+        return _run(copy, wanted, strict)
     except UndescribedError as error:
         if not error.exportable:
             raise TracingError(str(error)) from error
         try:
-            return _run(shadow, wanted, strict=True, exported=True)
+            return _run(copy, wanted, strict=True, exported=True)
         except Exception as second:  # noqa: BLE001 - export raises errors of every kind
             raise TracingError(_say_both(error, second)) from error
 
 
 def _run(
-    shadow: Shadow, wanted: Inputs, strict: bool, exported: bool = False, batch: int = 1
+    copy: MetaCopy, wanted: Inputs, strict: bool, exported: bool = False, batch: int = 1
 ) -> tuple[Recorder, tuple[int, ...]]:
-    network = shadow.network.eval()
-    args, kwargs = wanted.samples(batch, _dtype_of(network))
-    inputs = list(tensors((args, kwargs)))
-    recorder = Recorder(shadow.model, network, inputs, shadow.numbers, shadow.hidden, strict=strict)
+    network = copy.network.eval()
+    args, kwargs = wanted.samples(batch, copy.dtype)
+    inputs = tensors((args, kwargs))
+    recorder = Recorder(copy, inputs, strict=strict)
     recorder.is_batched = wanted.is_batched
     try:
         with torch.no_grad():
@@ -400,7 +372,7 @@ def _run(
     return recorder, recorder.numbers_of(outputs)
 
 
-def _training_of(shadow: Shadow, wanted: Inputs, out: TextIO) -> Program:
+def _training_of(copy: MetaCopy, wanted: Inputs, out: TextIO) -> Program:
     """Return what runs in training mode; a network that cannot run says why in the result.
 
     A batch of a prime number of samples tells what grows with it. Some networks cut the batch into
@@ -409,13 +381,13 @@ def _training_of(shadow: Shadow, wanted: Inputs, out: TextIO) -> Program:
     """
     with undisturbed(), redirect_stdout(out):
         batch = BATCH if wanted.is_batched else 1
-        program, kept = _train(shadow, wanted, batch)
+        program, kept = _train(copy, wanted, batch)
         if not program.problem:
             return with_saved(program, *growing(kept, batch))
         if not wanted.is_batched:
             return program
-        divisible, kept = _train(shadow, wanted, DIVISIBLE)
-        twice, more = _train(shadow, wanted, 2 * DIVISIBLE)
+        divisible, kept = _train(copy, wanted, DIVISIBLE)
+        twice, more = _train(copy, wanted, 2 * DIVISIBLE)
         if divisible.problem or twice.problem or len(divisible.layers) != len(twice.layers):
             problem = program.problem
             if problem != divisible.problem:  # it has to do with the batch
@@ -424,12 +396,12 @@ def _training_of(shadow: Shadow, wanted: Inputs, out: TextIO) -> Program:
         return with_saved(divisible, *differing(kept, more, DIVISIBLE))
 
 
-def _train(shadow: Shadow, wanted: Inputs, batch: int) -> tuple[Program, Sequence[tuple[int, int]]]:
+def _train(copy: MetaCopy, wanted: Inputs, batch: int) -> tuple[Program, Sequence[tuple[int, int]]]:
     """Run a network in training mode; return what ran, and the bytes each layer keeps."""
-    network = shadow.network.train()
-    args, kwargs = wanted.samples(batch, _dtype_of(network))
-    inputs = list(tensors((args, kwargs)))
-    recorder = TrainingRecorder(shadow.model, network, inputs, shadow.numbers, shadow.hidden)
+    network = copy.network.train()
+    args, kwargs = wanted.samples(batch, copy.dtype)
+    inputs = tensors((args, kwargs))
+    recorder = TrainingRecorder(copy, inputs)
     recorder.is_batched = wanted.is_batched
     outputs: Any = ()
     problem = ""
@@ -448,23 +420,6 @@ def _train(shadow: Shadow, wanted: Inputs, batch: int) -> tuple[Program, Sequenc
     program = recorder.program(outputs)
     program = replace(program, draws=(*program.draws, *draws), problem=problem)
     return program, recorder.kept
-
-
-def _declared(network: nn.Module) -> dict[str, str]:
-    """Return the class of each module without modules in it."""
-    return {
-        path: _kind(module)
-        for path, module in network.named_modules(remove_duplicate=False)
-        if path and next(module.children(), None) is None
-    }
-
-
-def _kind(module: nn.Module) -> str:
-    """Return the name of a module's class, and of the class of torch's that it derives from."""
-    own = type(module)
-    base = next((one for one in own.__mro__ if one.__module__.startswith("torch.nn.")), own)
-    derived = base not in (own, nn.Module)
-    return f"{own.__name__}, a {base.__name__}" if derived else own.__name__
 
 
 def _say(error: Exception, recorder: Recorder, wanted: Inputs) -> str:
@@ -490,76 +445,3 @@ def _say(error: Exception, recorder: Recorder, wanted: Inputs) -> str:
             "network whose steps depend on shapes"
         )
     return f"{recorder.model} cannot take an input of {wanted.describe()}{where}: {reason}"
-
-
-def _shadow_of(model: nn.Module) -> Shadow:
-    """Return a copy whose tensors have no content."""
-    for name, part in _named(model):
-        if is_lazy(part):
-            raise TracingError(
-                f"{type(model).__name__}: {name!r} has no shape before the first call; call the "
-                "model once on a sample, then trace it"
-            )
-    hidden: dict[int, str] = {}
-    buffers = {id(part): name for name, part in model.named_buffers()}
-
-    def stand_in(tensor: Tensor) -> Tensor:
-        if _is_switch(tensor):
-            return tensor.detach().clone()
-        empty = torch.empty_like(tensor, device=META)
-        if tensor.requires_grad and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
-            name = buffers.get(id(tensor))
-            hidden[id(empty)] = f"buffer {name!r}" if name else "a tensor"
-            held.append(empty)
-        return empty
-
-    held: list[Tensor] = []  # an id belongs to a tensor only while it lives
-    network = copied(model, stand_in)
-    names: dict[int, list[str]] = {}
-    pairs: dict[int, tuple[Tensor, Tensor]] = {}
-    for (name, part), (_, empty) in zip(_named(model), _named(network), strict=True):
-        names.setdefault(id(part), []).append(name)
-        pairs[id(part)] = part, empty
-    weights = tuple(_weight(names[key], part) for key, (part, _) in pairs.items())
-    numbers = {id(empty): number for number, (_, empty) in enumerate(pairs.values())}
-    return Shadow(type(model).__name__, network, weights, numbers, hidden, held)
-
-
-def _is_switch(tensor: Tensor) -> bool:
-    """Whether a tensor keeps its number: a flag, such as whether an observer is on."""
-    return tensor.numel() == 1 and not (
-        tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta
-    )
-
-
-def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return every parameter and buffer under each of its names."""
-    return [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-
-
-def _weight(names: Sequence[str], part: Tensor) -> Weight:
-    ahead, found, behind = names[0].partition("parametrizations.")
-    is_parameter = isinstance(part, nn.Parameter)
-    return Weight(
-        tuple(names),
-        tuple(part.shape),
-        str(part.dtype).removeprefix("torch."),
-        is_parameter and part.requires_grad,
-        not is_parameter,
-        ahead + behind.split(".")[0] if found else "",
-    )
-
-
-def _evaluated(shadow: nn.Module) -> dict[str, int]:
-    """Return the elements of each tensor that a parametrisation makes, by its path."""
-    found: dict[str, int] = {}
-    shadow.eval()
-    for path, module in shadow.named_modules():
-        if parametrize.is_parametrized(module):
-            for name in module.parametrizations:
-                tensor = getattr(module, name)
-                found[f"{path}.{name}" if path else name] = tensor.numel()
-    return found

@@ -1,18 +1,19 @@
 """Watch a network run in training mode, and what autograd keeps of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from constrained_cnn.errors import TracingError
 from constrained_cnn.graph import Program
+from constrained_cnn.tracing._meta_copy import MetaCopy
 from constrained_cnn.tracing._recorder import Recorder
-from constrained_cnn.tracing.operations import Operation, tensors
+from constrained_cnn.tracing.operations import Operation
 
 
 class TrainingRecorder(Recorder):
@@ -21,25 +22,14 @@ class TrainingRecorder(Recorder):
     What cannot be followed is noted and not refused: it concerns the rules on training alone.
 
     Args:
-        model: Name of the model's class.
-        shadow: The network.
+        copy: The network, without content.
         inputs: What it is given.
-        weights: As for :class:`Recorder`.
-        hidden: As for :class:`Recorder`.
     """
 
-    def __init__(
-        self,
-        model: str,
-        shadow: nn.Module,
-        inputs: Sequence[Tensor],
-        weights: Mapping[int, int],
-        hidden: Mapping[int, str],
-    ) -> None:
-        super().__init__(model, shadow, inputs, weights, hidden, strict=False)
-        self._seen = {
-            part.untyped_storage()._cdata for part in (*shadow.parameters(), *shadow.buffers())
-        }
+    def __init__(self, copy: MetaCopy, inputs: Sequence[Tensor]) -> None:
+        super().__init__(copy, inputs, strict=False)
+        weights = [tensor for tensor in copy.tensors if id(tensor) in copy.numbers]
+        self._seen = {tensor.untyped_storage()._cdata for tensor in weights}
         self._held: list[Tensor] = []  # so that no address comes twice
         self._slot = 0  # the layer that keeps what is kept now
         self.kept: list[tuple[int, int]] = []  # the layer, and the bytes it keeps for the batch
@@ -57,10 +47,10 @@ class TrainingRecorder(Recorder):
         except TracingError:
             return ()
 
-    def _see(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        traced = any(id(tensor) in self._numbers for tensor in tensors((args, kwargs)))
+    def _check_origin(self, op: str, sources: Sequence[Tensor]) -> None:
+        traced = any(id(tensor) in self._numbers for tensor in sources)
         self._slot = len(self.layers) - (not traced)
-        return super()._see(func, args, kwargs)
+        super()._check_origin(op, sources)
 
     def _refuse(self, error: TracingError) -> None:
         self.unseen.append(getattr(error, "what", str(error)))

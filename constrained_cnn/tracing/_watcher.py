@@ -1,5 +1,6 @@
 """See every torch operation on its way, and run it without content."""
 
+import functools
 import re
 import sys
 import threading
@@ -8,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from constrained_cnn.graph import ACTIVATIONS
-from constrained_cnn.tracing.operations import Call, elementwise, find, spread, tensors
+from constrained_cnn.tracing._kernels import META
+from constrained_cnn.tracing.operations import Call, spread, tensors
 
-META = torch.device("meta")
 CONVOLUTIONS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))
 
 
@@ -157,74 +156,6 @@ def on_meta(sources: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any
     return empty
 
 
-def run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run an operation on tensors without content.
-
-    On the meta device torch's batch norm and most activations are written in Python and take a
-    millisecond or more, more than all the rest of a residual block; what comes out and what is kept
-    is known without them.
-    """
-    if not torch.is_grad_enabled() and _keeps_shape(func, args, kwargs):
-        x = args[0]
-        is_written = is_in_place(func) or any(a is True for a in (*args[1:], *kwargs.values()))
-        return x.zero_() if is_written else torch.empty_like(x)
-    if func is F.batch_norm:
-        x, *channels = args[:5] if len(args) >= 5 else (*args, *kwargs.values())
-        sizes = {tensor.numel() for tensor in tensors(channels)}
-        if x.ndim > 1 and sizes == {x.shape[1]}:
-            return _BatchNorm.apply(x, *(t for t in tensors(channels) if t.requires_grad))
-    if func is F.scaled_dot_product_attention:
-        call = Call("", args, kwargs, (), {})
-        given = [call.get(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
-        heads = _heads_of(given[:3], bool(kwargs.get("enable_gqa")))
-        if heads and not call.get(4, "dropout_p"):
-            return _Attention.apply(heads, *tensors(given))
-    if func in _ROUNDS:
-        return _FakeQuantize.apply(next(tensors((args, kwargs))))
-    if func in _GATES and isinstance(args[3], bool):  # of a packed sequence a list stands there
-        weights = [weight for weight in args[2] if weight.requires_grad]
-        return _Recurrent.apply(_GATES[func], args, args[0], *weights)
-    return func(*args, **kwargs)
-
-
-def _keeps_shape(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Whether what an operation gives is as its first argument: activations, sums of equals."""
-    operation = find(operation_name(func))
-    if operation is None or operation.draws or operation.reads is not elementwise:
-        return False
-    passes = operation.gradient == "passes" and operation.kind != "moves"
-    if not passes and operation.kind not in (*ACTIVATIONS, "add", "scale"):
-        return False
-    used = list(tensors((args, kwargs)))
-    alike = {(t.shape, t.dtype, t.device, t.layout) for t in used}
-    return (
-        len(alike) == 1
-        and used[0] is args[0]
-        and used[0].device == META
-        and used[0].is_floating_point()
-        and "out" not in kwargs
-        and not any(isinstance(value, complex) for value in args)
-    )
-
-
-# They run on numbers alone.
-_ROUNDS = (torch.fake_quantize_per_tensor_affine, torch.fake_quantize_per_channel_affine)
-# What the plain formulas keep of each step, in states: gates, what goes in and what comes out.
-_GATES = {torch.lstm: 4, torch.gru: 3, torch.rnn_tanh: 1, torch.rnn_relu: 1}
-
-
-def _heads_of(given: Sequence[Tensor], grouped: bool) -> tuple[int, ...]:
-    """Return the shape of samples and heads of an attention; none where torch is to refuse it."""
-    if any(tensor.ndim < 3 for tensor in given):
-        return ()
-    query, *others = (tuple(tensor.shape[:-2]) for tensor in given)
-    if grouped:
-        if any(query[-1] % other[-1] for other in others):
-            return ()
-        others = [(*other[:-1], query[-1]) for other in others]
-    return tuple(torch.broadcast_shapes(query, *others))
-
-
 def misfit_of(call: Call, is_batched: bool) -> str:
     """Return what does not fit, in plainer words than torch's; empty if all does.
 
@@ -269,65 +200,7 @@ def _misfit_of_window(call: Call, x: Tensor, weight: Tensor) -> str:
     return f"the window of {call.op}, {window}, is larger than what it slides over, {size}"
 
 
-class _Attention(torch.autograd.Function):
-    """What fused attention gives and keeps on a CPU, without content.
-
-    Without content torch takes its unfused way, which keeps the scores of every pair.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, heads: tuple[int, ...], query: Tensor, *others: Tensor) -> Tensor:
-        value = others[1]
-        rows = (*heads, query.shape[-2])
-        out = query.new_empty((*rows, value.shape[-1]))
-        ctx.save_for_backward(query, *others, out, query.new_empty(rows, dtype=torch.float32))
-        return out
-
-
-class _Recurrent(torch.autograd.Function):
-    """What recurrent layers give and keep by torch's plain formulas, without content.
-
-    Without content torch runs them step by step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gates: int, args: Any, x: Tensor, *_: Tensor) -> Any:
-        _, state, weights, _, layers, dropout, training, both_ways, batch_first = args
-        hidden = weights[0].shape[0] // gates
-        width = state[0].shape[-1] if gates == 4 else hidden
-        ways, batch = 1 + both_ways, x.shape[not batch_first]
-        steps = x.numel() // (batch * x.shape[-1])
-
-        out = x.new_empty((*x.shape[:2], ways * width))
-        last = [x.new_empty((layers * ways, batch, size)) for size in (width, hidden)]
-        kept = [x, *(torch.empty_like(out) for _ in range(layers - 1))]
-        if dropout and training:
-            kept += [torch.empty_like(out) for _ in range(layers - 1)]
-        of_step = 7 * hidden + (width if width != hidden else 0) if gates > 1 else hidden
-        kept.append(x.new_empty((layers * ways, steps + (gates == 1), batch, of_step)))
-        ctx.save_for_backward(*kept)
-        return (out, *last[: 1 + (gates == 4)])
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """What rounding to steps gives, and which units it does not cut off, without content."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(torch.empty_like(x, dtype=torch.bool))
-        return torch.empty_like(x)
-
-
-class _BatchNorm(torch.autograd.Function):
-    """What batch norm gives and keeps, without content."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *channels: Tensor) -> Tensor:
-        statistics = torch.empty((2, x.shape[1]), device=x.device, dtype=x.dtype)
-        ctx.save_for_backward(x, statistics)
-        return torch.empty_like(x)
-
-
+@functools.lru_cache(maxsize=4096)
 def operation_name(func: Callable[..., Any]) -> str:
     """Return the plain name of an operation.
 

@@ -1,6 +1,6 @@
 """One call of a torch operation, as the rules see it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Call:
     @property
     def input(self) -> Tensor:
         """The first tensor given."""
-        return next(tensors((*self.args, *self.kwargs.values())))
+        return tensors((self.args, self.kwargs))[0]
 
     @property
     def output(self) -> Tensor:
@@ -47,7 +47,7 @@ class Call:
 
     def traced(self) -> list[Tensor]:
         """Return the tensors given that depend on the network's input."""
-        given = tensors((*self.args, *self.kwargs.values()))
+        given = tensors((self.args, self.kwargs))
         return [tensor for tensor in given if id(tensor) in self.values]
 
     def read(
@@ -95,26 +95,32 @@ class Call:
         return self.read(tensor, axes, gate=gate)
 
 
-def tensors(arguments: Any, _inside: frozenset[int] = frozenset()) -> Iterator[Tensor]:
-    """Yield the tensors in ``arguments``, however nested; what holds itself is entered once."""
-    if isinstance(arguments, Tensor):
-        yield arguments
+def tensors(arguments: Any) -> list[Tensor]:
+    """Return the tensors in ``arguments``, however nested; what holds itself is entered once."""
+    found: list[Tensor] = []
+    _collect(arguments, found, ())
+    return found
+
+
+def _collect(item: Any, found: list[Tensor], inside: tuple[Any, ...]) -> None:
+    if isinstance(item, Tensor):
+        found.append(item)
         return
-    if isinstance(arguments, list | tuple):
-        items: Iterable[Any] = arguments
-    elif isinstance(arguments, Mapping):
-        items = arguments.values()
-    elif is_dataclass(arguments) and not isinstance(arguments, type):
-        items = [getattr(arguments, part.name, None) for part in fields(arguments)]
+    if isinstance(item, list | tuple):
+        parts: Iterable[Any] = item
+    elif isinstance(item, Mapping):
+        parts = item.values()
+    elif is_dataclass(item) and not isinstance(item, type):
+        parts = [getattr(item, part.name, None) for part in fields(item)]
     else:
         return
-    if id(arguments) not in _inside:
-        inside = _inside | {id(arguments)}
-        for item in items:
-            if isinstance(item, Tensor):
-                yield item
-            elif not isinstance(item, int | float | str | None):
-                yield from tensors(item, inside)
+    if not any(item is outer for outer in inside):
+        for part in parts:
+            if type(part) not in _PLAIN:
+                _collect(part, found, (*inside, item))
+
+
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 def elementwise(call: Call) -> Reads:

@@ -50,9 +50,10 @@ def power(call: Call, settings: Settings) -> str:
 
 def cast(call: Call, settings: Settings) -> str:
     """Return "moves" for another type with a fraction; without one it rounds, or tells a sign."""
-    x = next(tensors((call.args, call.kwargs)), None)
-    if x is None or not call.outputs:
+    given = tensors((call.args, call.kwargs))
+    if not given or not call.outputs:
         return "moves"
+    x = given[0]
     had = x.is_floating_point() or x.is_complex()
     has = call.output.is_floating_point() or call.output.is_complex()
     return "nonlinear" if had and not has else "moves"

@@ -186,7 +186,7 @@ def multi_head_attention(call: Call) -> Reads:
 
 def concatenation(call: Call) -> Reads:
     """Parts one after another along an axis, or each on a unit of a new one."""
-    parts = list(tensors(call.args[0] if call.args else call.kwargs["tensors"]))
+    parts = tensors(call.args[0] if call.args else call.kwargs["tensors"])
     axis = call.get(1, "dim", call.kwargs.get("axis", 0)) % call.output.ndim
     reads: list[Read] = []
     start = 0
@@ -226,7 +226,7 @@ def letters_of(call: Call) -> tuple[list[str], str, list[Tensor]]:
     equation = call.get(0, "equation")
     if not isinstance(equation, str):
         raise TracingError("einsum with lists of axes: write it with an equation, 'bchw,dc->bdhw'")
-    operands = list(tensors(call.args[1:]))
+    operands = tensors(call.args[1:])
     given, _, wanted = equation.replace(" ", "").partition("->")
     left = given.split(",")
     hidden = max(
@@ -310,7 +310,7 @@ def rows(call: Call) -> Reads:
 
 def distances(call: Call) -> Reads:
     """Each row of one with each row of the other."""
-    first, second = list(tensors((call.args, call.kwargs)))[:2]
+    first, second = tensors((call.args, call.kwargs))[:2]
     return (
         (
             *_batched(call, first, -2, AxisRead(first.ndim - 2)),
