@@ -25,7 +25,7 @@ class MetaCopy:
         weights: Every parameter and buffer.
         numbers: The number of each, by the ``id`` of its copy.
         hidden: Tensors that take a gradient and are no parameters: by ``id`` what each is.
-        tensors: All tensors of the copy, those that plain attributes hold too.
+        tensors: The copies of its weights, and the hidden tensors.
     """
 
     model: str
@@ -90,15 +90,12 @@ def meta_copy(model: nn.Module) -> MetaCopy:
 
     def stand_in(tensor: Tensor) -> Tensor:
         if _is_switch(tensor):
-            made.append(tensor.detach().clone())
-            return made[-1]
+            return tensor.detach().clone()
         empty = torch.empty_like(tensor, device=META)
-        if isinstance(tensor, nn.Parameter):  # another will be made of it
-            return empty
-        made.append(empty)
-        if tensor.requires_grad and tensor.is_leaf:
+        if tensor.requires_grad and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
             name = buffers.get(id(tensor))
             hidden[id(empty)] = f"buffer {name!r}" if name else "a tensor"
+            made.append(empty)
         return empty
 
     network = copied(model, stand_in)
