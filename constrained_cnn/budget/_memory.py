@@ -227,43 +227,49 @@ def timeline_of(
     gone: Collection[int] | None = None,
 ) -> Timeline:
     """Return a timeline, with arguments that were checked; ``gone`` are the norms that fold."""
-    change = [0] * (len(graph.layers) + 1)
-    for piece in pieces_of(
+    pieces = pieces_of(
         graph,
         gone=(vanishing(foldings_of(graph)) if gone is None else gone) if folded else (),
         in_place=in_place,
         with_input=with_input,
         fused=fused,
         depthwise_in_place=depthwise_in_place,
-    ):
+    )
+    live, names = _live(graph, pieces, elements), tuple(layer.name for layer in graph.layers)
+    return Timeline(elements, folded, in_place, with_input, names, live, fused, depthwise_in_place)
+
+
+def _live(graph: Graph, pieces: Iterable["Piece"], elements: str) -> tuple[int, ...]:
+    """Return the bytes that live at each layer."""
+    change = [0] * (len(graph.layers) + 1)
+    for piece in pieces:
         value = graph.values[piece.value]
         size = value.elements * _element(value, elements)
         change[piece.first] += size
         change[piece.last + 1] -= size
-    live = tuple(itertools.accumulate(change[:-1]))
-    names = tuple(layer.name for layer in graph.layers)
-    return Timeline(elements, folded, in_place, with_input, names, live, fused, depthwise_in_place)
+    return tuple(itertools.accumulate(change[:-1]))
 
 
 def memory_of(graph: Graph, parameters: Parameters, foldings: Iterable[Folding]) -> Memory:
     """Return how much memory a network takes, under every accounting."""
-    timeline = timeline_of(graph, "as run", False, True)
     gone = vanishing(foldings)
-    places = any(layer.in_place for layer in graph.layers)
-    peaks = [timeline]
-    for elements in ("as run", "int8"):
-        for folded in (False, True) if gone else (False,):
-            for in_place in (True, False) if places else (True,):
-                if (elements, folded, in_place) != ("as run", False, True):
-                    peaks.append(timeline_of(graph, elements, folded, in_place, gone=gone))
+    names = tuple(layer.name for layer in graph.layers)
+    of_elements: dict[str, list[Timeline]] = {"as run": [], "int8": []}
+    for folded in (False, True) if gone else (False,):
+        for in_place in (True, False) if any(one.in_place for one in graph.layers) else (True,):
+            pieces = pieces_of(graph, gone=gone if folded else (), in_place=in_place)
+            for elements, found in of_elements.items():
+                live = _live(graph, pieces, elements)
+                found.append(Timeline(elements, folded, in_place, False, names, live))
+    peaks = tuple(itertools.chain.from_iterable(of_elements.values()))
     run = graph.training
     return Memory(
         weights=sum(weight.bytes for weight in graph.weights),
         deployed_weights={
             kind: parameters.deployed * bytes_of(kind) for kind in ("float32", "int8")
         },
-        timeline=timeline,
-        peaks=tuple(peaks),
+        timeline=peaks[0],
+        peaks=peaks,
         saved_for_backward=None if run.problem else sum(layer.saved for layer in run.layers),
         saved_once=0 if run.problem else run.saved_once,
         problem=run.problem,

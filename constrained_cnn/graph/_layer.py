@@ -4,6 +4,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from operator import attrgetter
 
 from constrained_cnn.graph._kinds import POOLS
 from constrained_cnn.graph._reads import Read, Window
@@ -12,6 +14,7 @@ Setting = int | float | bool | str | tuple[int | float, ...] | None
 Shape = tuple[int, ...]
 
 
+@cache
 def bytes_of(dtype: str) -> int:
     """Return the bytes of one element of a type, by the name torch gives it.
 
@@ -115,8 +118,10 @@ class Work:
     pooling: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        parts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return Work(**parts)
+        return Work(*(mine + more for mine, more in zip(_parts(self), _parts(other), strict=True)))
+
+
+_parts = attrgetter(*(part.name for part in fields(Work)))
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ class Layer:
         is_global = all(size == 1 for size in self.output_shape[1:]) and not any(windows)
         return self.kind in POOLS and not is_global
 
-    @property
+    @cached_property
     def sources(self) -> frozenset[int]:
         """The values it reads."""
         return frozenset(read.value for reads in self.reads for read in reads)

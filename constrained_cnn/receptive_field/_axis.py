@@ -58,7 +58,7 @@ class AxisField:
         """Number of phases."""
         return len(self.spans)
 
-    @property
+    @functools.cached_property
     def jump(self) -> Fraction:
         """Input positions between neighbouring units, on average over a period."""
         return Fraction(self.advance, self.period)

@@ -1,5 +1,6 @@
 """Carry fields through a graph: from the input to every value, axis by axis. Without torch."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +8,7 @@ from fractions import Fraction
 
 from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.graph import (
+    AxisRead,
     Border,
     Graph,
     Layer,
@@ -125,6 +127,8 @@ def _follow(
     }
     if not spot.digits:  # where all of the axis went into it before it can only scale or shift
         return _Arrival(spot, read.gate or spot.field is None, {} if read.gate else fills)
+    if before == shape and read == _unit_by_unit(read.value, len(shape), read.gate):
+        return _Arrival(spot, read.gate)
     for axis, unit in read.picks:
         spot = spot.picked(axis, unit)
     for patch in read.patches:
@@ -149,6 +153,11 @@ def _follow(
         return _Arrival(_unknown(spot, differs if layer.known else unsaid), read.gate)
     spot = spot.without(lambda digit: digit.axis in gone)
     return _Arrival(_slide(layer, spot, to, before, shape), read.gate, fills)
+
+
+@functools.cache
+def _unit_by_unit(value: int, axes: int, gate: bool) -> Read:
+    return Read(value, tuple(map(AxisRead, range(axes))), gate)
 
 
 def _slide(
@@ -284,6 +293,8 @@ def _taps(by: Resample) -> Callable[[int], Sequence[int]]:
 
 def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Spot:
     """Return the spot of an output of this shape from all that it reads."""
+    if len(arrivals) == 1 and arrivals[0].spot.digits and not arrivals[0].aside:
+        return _staged(layer, arrivals[0].spot)
     arrivals = _on_one_axis(arrivals, shape)
     bearing = [arrival for arrival in arrivals if arrival.spot.digits]
     most = max(bearing, key=lambda a: (not a.aside, len(a.spot.digits)), default=None)
@@ -301,9 +312,13 @@ def _meet(layer: Layer, arrivals: Sequence[_Arrival], shape: Sequence[int]) -> S
     stage = _union([spot.stage for spot in main], units)
     if isinstance(stage, PositionField):  # of two branches only one went through a pool
         stage = None
-    if layer.begins_stage and stage is not None:
-        stage = AxisField()
-    return Spot(digits, field, local, stage, problem, length)
+    return _staged(layer, Spot(digits, field, local, stage, problem, length))
+
+
+def _staged(layer: Layer, spot: Spot) -> Spot:
+    """Return a spot whose stage begins anew behind a pool."""
+    begins = spot.stage is not None and layer.begins_stage
+    return replace(spot, stage=AxisField()) if begins else spot
 
 
 def _on_one_axis(arrivals: Sequence[_Arrival], shape: Sequence[int]) -> Sequence[_Arrival]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from constrained_cnn.graph import ACTIVATIONS
-from constrained_cnn.tracing.operations import Call, elementwise, find, tensors
+from constrained_cnn.tracing.operations import Call, elementwise, find, spread, tensors
 
 META = torch.device("meta")
 
@@ -148,6 +148,36 @@ def _traits_of(
     return _Traits(out is used[0], tuple(keeps))
 
 
+def _convolution(args: Any, kwargs: Any) -> Any:
+    call = Call("", args, kwargs, (), {})
+    x, weight, bias = (call.get(i, name) for i, name in enumerate(("input", "weight", "bias")))
+    stride, padding, dilation = (
+        spread(call.get(i, name, default), weight.ndim - 2)
+        for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    )
+    plain = x.ndim == weight.ndim and x.dtype == weight.dtype and isinstance(padding[0], int)
+    if not plain or not x.is_contiguous() or not weight.is_contiguous():
+        return None
+    reach = (d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation, strict=True))
+    axes = zip(x.shape[2:], reach, stride, padding, strict=True)
+    places = [(size + 2 * around - width) // step + 1 for size, width, step, around in axes]
+    out = x.new_empty((x.shape[0], weight.shape[0], *places))
+    return _give([out], [x, weight], [x, weight] if bias is None else [x, weight, bias])
+
+
+def _join(args: Any, kwargs: Any) -> Any:
+    parts, axis = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    first = parts[0]
+    axis %= max(first.ndim, 1)
+    around = (*first.shape[:axis], *first.shape[axis + 1 :])
+    for part in parts:
+        same = part.dtype == first.dtype and part.device == META and part.is_contiguous()
+        if not same or (*part.shape[:axis], *part.shape[axis + 1 :]) != around:
+            return None
+    length = sum(part.shape[axis] for part in parts)
+    return _give([first.new_empty((*around[:axis], length, *around[axis:]))], [], parts)
+
+
 def _batch_norm(args: Any, kwargs: Any) -> Any:
     x, *channels = args[:5] if len(args) >= 5 else (*args, *kwargs.values())
     weights = tensors(channels)
@@ -221,6 +251,10 @@ def _fake_quantize(args: Any, kwargs: Any) -> Any:
 
 
 _KERNELS: dict[Any, Callable[[Any, Any], Any]] = {
+    F.conv1d: _convolution,
+    F.conv2d: _convolution,
+    F.conv3d: _convolution,
+    torch.cat: _join,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.scaled_dot_product_attention: _attention,
