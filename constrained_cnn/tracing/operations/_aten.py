@@ -35,6 +35,26 @@ def _index(call: Call) -> Call:
     return replace(call, op="setitem" if values else "getitem", args=(x, index, *values))
 
 
+def _part(call: Call) -> Call:
+    """A run of units along one axis, or a single one: what is read, or what is written there."""
+    op = call.op.removesuffix("_copy")
+    writes = op.endswith("_scatter")
+    x, first = call.input, 2 if writes else 1
+    axis = call.get(first, "dim", 0) % x.ndim
+    if op.startswith("select"):
+        part: int | slice = call.get(first + 1, "index") % x.shape[axis]
+    elif op == "narrow":
+        start = call.get(2, "start") % x.shape[axis]
+        part = slice(start, start + call.output.shape[axis])
+    else:
+        names = enumerate(("start", "end", "step"), start=first + 1)
+        part = slice(*(call.get(i, name) for i, name in names))
+    index = (*[slice(None)] * axis, part)
+    if writes:
+        return replace(call, op="setitem", args=(x, index, call.get(1, "src")), kwargs={})
+    return replace(call, op="getitem", args=(x, index), kwargs={})
+
+
 def _interpolate(call: Call) -> Call:
     kind = call.op.removeprefix("upsample_").rstrip("123d")
     aligns = "nearest" not in kind
@@ -67,6 +87,8 @@ REWRITES: Final[Mapping[str, Callable[[Call], Call]]] = {
     "index_put": _index,
     "_unsafe_index_put": _index,
     "masked_scatter": _as("setitem"),
+    **dict.fromkeys(("narrow", "narrow_copy", "select", "select_copy", "slice"), _part),
+    **dict.fromkeys(("slice_scatter", "select_scatter"), _part),
     **dict.fromkeys([f"upsample_nearest{n}d" for n in (1, 2, 3)], _interpolate),
     "upsample_linear1d": _interpolate,
     "upsample_bilinear2d": _interpolate,

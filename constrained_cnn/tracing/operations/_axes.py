@@ -112,17 +112,13 @@ def somewhere(call: Call) -> Reads:
 
 
 def parts(call: Call) -> Reads:
-    """Runs of units along one axis, or single ones: chunk, split, narrow, unbind, select."""
-    x = call.input
-    position = {"narrow": 1, "unbind": 1, "select": 1}.get(call.op, 2)
-    axis = call.get(position, "dim", 0) % x.ndim
-    if call.op in ("unbind", "select"):
-        first = call.get(2, "index") % x.shape[axis] if call.op == "select" else 0
+    """Runs of units along one axis, or single ones: chunk, split, unbind."""
+    x, single = call.input, call.op == "unbind"
+    axis = call.get(1 if single else 2, "dim", 0) % x.ndim
+    if single:
         axes: list[AxisRead | None] = [AxisRead(i) for i in range(x.ndim) if i != axis]
-        return tuple(
-            call.read(x, axes, picks=[(axis, first + i)]) for i in range(len(call.outputs))
-        )
-    start = call.get(2, "start") % x.shape[axis] if call.op == "narrow" else 0
+        return tuple(call.read(x, axes, picks=[(axis, i)]) for i in range(len(call.outputs)))
+    start = 0
     reads: list[tuple[Read, ...]] = []
     for out in call.outputs:
         axes = list(kept(x))
@@ -368,38 +364,6 @@ def put(call: Call) -> Reads:
     return (tuple(reads),)
 
 
-def sliced(call: Call) -> Reads:
-    """A run of units with a step, as ``torch.export`` writes it."""
-    x, axis, start, _, step = _slice_of(call, first=1)
-    axes = kept(x)
-    if (start, step) != (0, 1):
-        axes[axis] = AxisRead(axis, Window(stride=step, padding=-start))
-    return (call.read(x, axes),)
-
-
-def scattered(call: Call) -> Reads:
-    """A tensor with a run of its units replaced by another's."""
-    x, source = call.get(0, "input"), call.get(1, "src")
-    if call.op == "select_scatter":
-        axis = call.get(2, "dim") % x.ndim
-        start = call.get(3, "index") % x.shape[axis]
-        end, step = start + 1, 1
-    else:
-        _, axis, start, end, step = _slice_of(call, first=2)
-    units = range(x.shape[axis])
-    replaced = range(start, end, step)
-    old, new = kept(x), kept(x)
-    if len(replaced) == len(units):
-        return (_written(call, source, new, axis),)
-    old[axis] = AxisRead(axis, Taps(tuple(() if u in replaced else (u,) for u in units)))
-    if step == 1:
-        new[axis] = AxisRead(axis, Segment(start, len(replaced)))
-    else:
-        taps = (((u - start) // step,) if u in replaced else () for u in units)
-        new[axis] = AxisRead(axis, Taps(tuple(taps)))
-    return ((*call.read(x, old), *_written(call, source, new, axis)),)
-
-
 def written(call: Call) -> Reads:
     """A tensor with a part of it replaced by another's; slices and single units name the part.
 
@@ -457,27 +421,6 @@ def filled(call: Call) -> Reads:
     return (call.broadcast(call.get(1, "value")),)
 
 
-def _written(
-    call: Call, source: Tensor, axes: list[AxisRead | None], axis: int
-) -> tuple[Read, ...]:
-    """Return a read of what is written; a single selected unit lacks its axis."""
-    if call.op == "select_scatter":
-        ahead = [AxisRead(i) for i in range(axis)]
-        behind = [AxisRead(i) for i in range(axis, source.ndim)]
-        return call.read(source, [*ahead, None, *behind])
-    return call.read(source, axes)
-
-
 def copied(call: Call) -> Reads:
     """What is copied into a tensor replaces all of it."""
     return (call.broadcast(call.get(1, "src")),)
-
-
-def _slice_of(call: Call, *, first: int) -> tuple[Tensor, int, int, int, int]:
-    """Return the tensor, axis, start, end and step of a slice whose axis is argument ``first``."""
-    x = call.get(0, "input")
-    axis = call.get(first, "dim", 0) % x.ndim
-    bounds = [call.get(first + i, name) for i, name in ((1, "start"), (2, "end"))]
-    step = call.get(first + 3, "step", 1)
-    start, end, _ = slice(*bounds).indices(x.shape[axis])
-    return x, axis, start, end, step

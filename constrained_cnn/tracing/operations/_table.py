@@ -358,10 +358,9 @@ _enter(
     Operation("cut", _axes.parts, _work.none, ("input", "sizes", "dim")),
 )
 _enter(
-    "split_with_sizes unsafe_split_with_sizes tensor_split narrow narrow_copy unbind select",
+    "split_with_sizes unsafe_split_with_sizes tensor_split unbind",
     Operation("cut", _axes.parts, _work.none),
 )
-_enter("slice", Operation("cut", _axes.sliced, _work.none))
 _enter("index_select", Operation(_kinds.indexed("cut"), _axes.selected, _work.none))
 _enter("getitem", Operation(_kinds.indexed("cut"), _axes.indexing, _work.none))
 _enter("gather", Operation(_kinds.indexed("cut"), _axes.gathered, _work.none))
@@ -376,10 +375,6 @@ _enter("col2im", Operation("sum", _axes.folded, _work.reduction_of_input))
 _enter(
     "cat concat concatenate stack",
     Operation("join", _mixing.concatenation, _work.none, ("tensors", "dim")),
-)
-_enter(
-    "slice_scatter select_scatter",  # what torch.export makes of writing into part of a tensor
-    Operation("join", _axes.scattered, _work.none, partial=True),
 )
 _enter("setitem", Operation(_kinds.indexed("join"), _axes.written, _work.none, partial=True))
 _enter("diagonal_scatter block_diag", Operation("join", nothing, _work.none))
