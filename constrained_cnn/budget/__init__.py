@@ -8,7 +8,7 @@ from constrained_cnn.budget._fold import ScaleShift, fold_bn, foldings
 from constrained_cnn.budget._folding import Folding
 from constrained_cnn.budget._memory import Timeline, memory_timeline
 from constrained_cnn.budget._order import NormOrder
-from constrained_cnn.budget._parameters import Parameters
+from constrained_cnn.budget._parameters import Parameters, count_parameters
 
 __all__ = [
     "Advice",
@@ -25,6 +25,7 @@ __all__ = [
     "ScaleShift",
     "Timeline",
     "advise",
+    "count_parameters",
     "diff",
     "fold_bn",
     "foldings",

@@ -368,7 +368,7 @@ def measure_budget(
     foldings = foldings_of(graph)
     layers = _layers(graph, foldings)
     work = sum((layer.work for layer in layers if layer.work is not None), Work())
-    parameters = count_parameters(graph, foldings)
+    parameters = count_parameters(graph)
     return Budget(
         graph.model,
         tuple(graph.values[number].sample_shape for number in graph.inputs),

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding
+from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding, foldings_of
 from constrained_cnn.graph import Graph, Weight
 
 
@@ -43,8 +43,17 @@ class Parameters:
         object.__setattr__(self, "left", tuple(self.left))  # JSON has lists
 
 
-def count_parameters(graph: Graph, foldings: Sequence[Folding]) -> Parameters:
-    """Return how many parameters the network of a graph has."""
+def count_parameters(graph: Graph) -> Parameters:
+    """Return how many parameters the network of a graph has, without what else it costs.
+
+    Examples:
+        >>> from torch import nn
+        >>> from constrained_cnn.tracing import trace
+        >>> counts = count_parameters(trace(nn.Conv2d(1, 8, 3), (1, 28, 28)))
+        >>> counts.total, counts.trainable
+        (80, 80)
+    """
+    foldings = foldings_of(graph)
     readers = Counter(weight for layer in graph.layers for weight in layer.weights)
     used = used_weights(graph)
     numbered = list(enumerate(graph.weights))

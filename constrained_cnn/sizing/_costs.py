@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained_cnn.budget import Budget, measure_budget
+from constrained_cnn.budget import count_parameters, memory_timeline
 from constrained_cnn.errors import InvalidInputError, TracingError, reason_of
 from constrained_cnn.graph import Graph
 from constrained_cnn.sizing._polynomial import Polynomial, interpolate
@@ -17,15 +17,22 @@ from constrained_cnn.sizing._space import Point, Space, count_exponents, exponen
 from constrained_cnn.tracing import trace
 from constrained_cnn.tracing._inputs import BatchAxis
 
+
+def _macs(graph: Graph) -> int:
+    return sum(one.work.macs for one in (*graph.layers, *graph.constants) if one.work is not None)
+
+
 # A quantity is the greatest of its parts: of one number, or of the bytes at each operation.
-QUANTITIES: Mapping[str, Callable[[Budget], tuple[int, ...]]] = {
-    "parameters": lambda budget: (budget.parameters.total,),
-    "trainable_parameters": lambda budget: (budget.parameters.trainable,),
-    "deployed_parameters": lambda budget: (budget.parameters.deployed,),
-    "macs": lambda budget: (budget.macs,),
-    "weight_bytes": lambda budget: (budget.memory.weights,),
-    "inference_peak": lambda budget: budget.memory.timeline.live,
-    "int8_peak": lambda budget: budget.memory.int8_timeline.live,
+QUANTITIES: Mapping[str, Callable[[Graph], tuple[int, ...]]] = {
+    "parameters": lambda graph: (count_parameters(graph).total,),
+    "trainable_parameters": lambda graph: (count_parameters(graph).trainable,),
+    "deployed_parameters": lambda graph: (count_parameters(graph).deployed,),
+    "macs": lambda graph: (_macs(graph),),
+    "weight_bytes": lambda graph: (sum(weight.bytes for weight in graph.weights),),
+    "inference_peak": lambda graph: memory_timeline(graph).live,
+    "int8_peak": lambda graph: (
+        memory_timeline(graph, elements="int8", folded=True, fused=True).live
+    ),
 }
 PEAKS = ("inference_peak", "int8_peak")
 
@@ -68,14 +75,15 @@ class Factory:
     ) -> None:
         check_signature(make, space)
         self.space = space
-        self.measured: dict[Point, dict[str, tuple[int, ...]]] = {}
+        self._graphs: dict[Point, Graph] = {}
+        self._measured: dict[Point, dict[str, tuple[int, ...]]] = {}
         self.traces = 0
         self._make = make
         self._trace = partial(trace, input_shape=input_shape, inputs=inputs, batch_axis=batch_axis)
         self._layers: tuple[Point, list[str]] | None = None
 
     def build(self, point: Point) -> Graph:
-        """Make the network of a point, measure it, and return its graph."""
+        """Make the network of a point and return its graph."""
         model = self._model(point)
         self.traces += 1
         try:
@@ -83,19 +91,21 @@ class Factory:
         except TracingError as error:
             raise TracingError(f"at widths {self.space.say(point)}: {error}") from error
         self._check_layers(point, [layer.name for layer in graph.layers])
-        budget = measure_budget(graph)
-        self.measured[point] = {name: parts(budget) for name, parts in QUANTITIES.items()}
+        self._graphs[point], self._measured[point] = graph, {}
         return graph
 
-    def measure(self, point: Point) -> dict[str, tuple[int, ...]]:
-        """Return the parts of every quantity at a point."""
-        if point not in self.measured:
+    def measure(self, point: Point, name: str) -> tuple[int, ...]:
+        """Return the parts of a quantity at a point."""
+        if point not in self._graphs:
             self.build(point)
-        return self.measured[point]
+        known = self._measured[point]
+        if name not in known:
+            known[name] = QUANTITIES[name](self._graphs[point])
+        return known[name]
 
     def totals(self, point: Point) -> dict[str, int]:
         """Return every quantity at a point."""
-        return {name: max(parts, default=0) for name, parts in self.measure(point).items()}
+        return {name: max(self.measure(point, name), default=0) for name in QUANTITIES}
 
     def layer(self, part: int) -> str:
         """Return the name of an operation."""
@@ -194,9 +204,8 @@ def _bent(factory: Factory, names: Sequence[str]) -> str:
     for axis, size in enumerate(sizes):
         if size > 4:
             points = [tuple(t * (i == axis) for i in range(len(sizes))) for t in range(5)]
-            *first, fifth = (factory.measure(point) for point in points)
             for name in names:
-                rows = zip(*(one[name] for one in first), fifth[name], strict=True)
+                rows = zip(*(factory.measure(point, name) for point in points), strict=True)
                 if any(4 * d - 6 * c + 4 * b - a != e for a, b, c, d, e in rows):
                     found.append(factory.space.names[axis])
                     break
@@ -205,11 +214,10 @@ def _bent(factory: Factory, names: Sequence[str]) -> str:
 
 def _recover(factory: Factory, names: Sequence[str], degree: int) -> dict[str, Cost]:
     points = exponents(degree, factory.space.sizes)
-    measured = {point: factory.measure(point) for point in points}
     costs = {}
     for name in names:
-        count = len(measured[points[0]][name])
-        parts = [interpolate({p: measured[p][name][i] for p in points}) for i in range(count)]
+        rows = zip(*(factory.measure(point, name) for point in points), strict=True)
+        parts = [interpolate(dict(zip(points, row, strict=True))) for row in rows]
         costs[name] = Cost(name, tuple(parts))
     return costs
 
@@ -225,9 +233,9 @@ def _first_wrong(factory: Factory, costs: Mapping[str, Cost]) -> str | None:
 
 def say_wrong(factory: Factory, costs: Mapping[str, Cost], point: Point) -> str | None:
     """Return what a prediction says otherwise than the measurement at a point; None if nothing."""
-    measured = factory.measure(point)
     for name, cost in costs.items():
-        for i, (part, value) in enumerate(zip(cost.parts, measured[name], strict=True)):
+        measured = factory.measure(point, name)
+        for i, (part, value) in enumerate(zip(cost.parts, measured, strict=True)):
             if part(point) != value:
                 place = f" at {factory.layer(i)}" if name in PEAKS else ""
                 return (
