@@ -90,9 +90,9 @@ def _elementwise(op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> A
     if not passes and operation.kind not in (*ACTIVATIONS, "add", "scale"):
         return None
     used = tensors((args, kwargs))
-    x = used[0]
-    alike = all(t.shape == x.shape and t.dtype == x.dtype and t.device == META for t in used)
-    if not alike or x is not args[0] or not x.is_floating_point():
+    x = max(used, key=Tensor.numel)  # what the others are stretched over
+    alike = all(t.dtype == x.dtype and t.device == META for t in used)
+    if not alike or not x.is_floating_point() or _stretched(used) != x.shape:
         return None
     numbers = {id(tensor): number for number, tensor in enumerate(used)}
     slots = [_Place(numbers[id(a)]) if isinstance(a, Tensor) else a for a in args]
@@ -102,16 +102,25 @@ def _elementwise(op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> A
         traits = _traits_of(func, tuple(slots), tuple(names.items()), x.dtype, needs)
     except Exception:  # noqa: BLE001 - then the meta device is asked, and tells what is wrong
         return None
-    if traits is None:
+    if traits is None or (traits.writes and x.shape != used[0].shape):
         return None
-    out = x if traits.writes else torch.empty_like(x)
+    out = used[0] if traits.writes else torch.empty_like(x)
     if not any(needs):
-        return x.zero_() if traits.writes else out
+        return out.zero_() if traits.writes else out
     kept = [
         torch.empty_like(x, dtype=one) if isinstance(one, torch.dtype) else (*used, out)[one]
         for one in traits.keeps
     ]
     return _give([out], kept, used, writes=traits.writes)
+
+
+def _stretched(used: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """Return the shape that tensors are stretched to; None if they do not fit each other."""
+    shapes = {tuple(tensor.shape) for tensor in used}
+    try:
+        return tuple(torch.broadcast_shapes(*shapes)) if len(shapes) > 1 else shapes.pop()
+    except RuntimeError:
+        return None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -163,6 +172,17 @@ def _convolution(args: Any, kwargs: Any) -> Any:
     places = [(size + 2 * around - width) // step + 1 for size, width, step, around in axes]
     out = x.new_empty((x.shape[0], weight.shape[0], *places))
     return _give([out], [x, weight], [x, weight] if bias is None else [x, weight, bias])
+
+
+def _linear(args: Any, kwargs: Any) -> Any:
+    call = Call("", args, kwargs, (), {})
+    x, weight, bias = (call.get(i, name) for i, name in enumerate(("input", "weight", "bias")))
+    shared = x.dtype == weight.dtype and x.device == weight.device == META
+    if not shared or weight.ndim != 2 or x.ndim < 2 or not x.is_contiguous():
+        return None
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    kept = [*([x] if weight.requires_grad else []), *([weight] if x.requires_grad else [])]
+    return _give([out], kept, [x, weight] if bias is None else [x, weight, bias])
 
 
 def _join(args: Any, kwargs: Any) -> Any:
@@ -254,6 +274,7 @@ _KERNELS: dict[Any, Callable[[Any, Any], Any]] = {
     F.conv1d: _convolution,
     F.conv2d: _convolution,
     F.conv3d: _convolution,
+    F.linear: _linear,
     torch.cat: _join,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,

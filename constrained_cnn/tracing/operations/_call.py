@@ -114,10 +114,13 @@ def _collect(item: Any, found: list[Tensor], inside: tuple[Any, ...]) -> None:
         parts = [getattr(item, part.name, None) for part in fields(item)]
     else:
         return
-    if not any(item is outer for outer in inside):
-        for part in parts:
-            if type(part) not in _PLAIN:
-                _collect(part, found, (*inside, item))
+    for outer in inside:
+        if outer is item:
+            return
+    inside = (*inside, item)
+    for part in parts:
+        if type(part) not in _PLAIN:
+            _collect(part, found, inside)
 
 
 _PLAIN = frozenset({bool, int, float, str, type(None)})
