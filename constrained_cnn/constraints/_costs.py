@@ -9,6 +9,7 @@ from constrained_cnn.budget._memory import ELEMENTS
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import check_text
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
+from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import check_choice
 from constrained_cnn.table import say_kib
 
@@ -34,6 +35,7 @@ def heaviest(costs: Iterable[tuple[str, int]], count: int = _HEAVIEST) -> str:
     return f"heaviest: {', '.join(said)}" if said else ""
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Parameters(Measured):
     """How many parameters there are.
@@ -88,6 +90,7 @@ class Parameters(Measured):
             yield "no output depends on them"
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Macs(Measured):
     """How many multiply-accumulates one sample takes.
@@ -98,11 +101,7 @@ class Macs(Measured):
     """
 
     kind: ClassVar[str] = "macs"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "MACs"
+    title = "MACs"
 
     def measure(self, subject: Subject) -> Measure:
         """Return their number; a lower bound if there are operations nobody has described."""
@@ -116,6 +115,7 @@ def _unknown(budget: Budget) -> str:
     return "" if budget.complete else f"nobody has described {listed(budget.unknown)}"
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Memory(Measured):
     """How many bytes one sample takes while it runs, by a named accounting.
@@ -194,6 +194,7 @@ _WAYS = (
 )
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class WeightBytes(Measured):
     """How many bytes the weights take.

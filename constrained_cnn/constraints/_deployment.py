@@ -7,8 +7,10 @@ from constrained_cnn.budget._folding import foldings_of
 from constrained_cnn.budget._order import better_order
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import Subject
+from constrained_cnn.constraints._table import register_rule
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class EveryNormFolds(Rule):
     """Nothing is left of any norm once the network is folded, as ``fold_bn`` does it.
@@ -26,16 +28,8 @@ class EveryNormFolds(Rule):
     """
 
     kind: ClassVar[str] = "norms_fold"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "every norm folds"
-
-    @property
-    def required(self) -> str:
-        """What it asks for, in words."""
-        return "nothing left of any norm"
+    title = "every norm folds"
+    required = "nothing left of any norm"
 
     def find(self, subject: Subject) -> Finding:
         """Return the norms of which something is left, and why."""

@@ -8,6 +8,7 @@ from constrained_cnn.constraints._kinds import KINDS
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
+from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import InvalidInputError, check_choice
 from constrained_cnn.receptive_field import (
     Axis,
@@ -48,6 +49,7 @@ def _by_axes(numbers: list[int]) -> str:
     return " x ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class FieldSize(Measured):
     """The receptive field: how many input positions a unit sees, along each axis of the image.
@@ -81,6 +83,7 @@ class FieldSize(Measured):
         return Measure(tuple(size for each in sizes for size in each), _evidence(fields), said)
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class CoversInput(Rule):
     """The receptive field is at least as large as the image, along each axis.
@@ -105,10 +108,7 @@ class CoversInput(Rule):
         """What it is about."""
         return _title(self.layer)
 
-    @property
-    def required(self) -> str:
-        """What it asks for, in words."""
-        return "at least the image"
+    required = "at least the image"
 
     def find(self, subject: Subject) -> Finding:
         """Return whether it is so large."""
@@ -125,6 +125,7 @@ class CoversInput(Rule):
         )
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class FieldAtPools(Measured):
     """The receptive field of what each pool reads.

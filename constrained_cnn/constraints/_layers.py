@@ -19,6 +19,7 @@ from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._select import select
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
+from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
@@ -79,6 +80,7 @@ _HAVE = {
 }
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Count(Measured):
     """How many layers of a kind run.
@@ -184,6 +186,7 @@ class Count(Measured):
         return (made < given) == self.narrows
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Dropout(Rule):
     """Every dropout that runs drops with one probability, and none drops in evaluation mode.
@@ -214,10 +217,7 @@ class Dropout(Rule):
             check_choice("drops", self.drops, DROPS)
         check_flag("off_in_evaluation", self.off_in_evaluation)
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "dropout p"
+    title = "dropout p"
 
     @property
     def required(self) -> str:
@@ -253,6 +253,7 @@ def _rounded(p: float) -> float:
     return rounded
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Padding(Rule):
     """Every convolution of a kind is padded so, before the first cell and behind the last.

@@ -21,6 +21,7 @@ from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._select import only_gates, select
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
+from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import InvalidInputError, check_flag
 from constrained_cnn.graph import ACTIVATIONS, NORMS, POOLS, PRODUCTS, Layer, Program
 
@@ -43,6 +44,7 @@ def last_convs(subject: Subject, program: Program) -> tuple[Layer, ...]:
     )
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class BlockOrder(Rule):
     """After every convolution of a kind come these layers, in this order, and no others.
@@ -165,6 +167,7 @@ def _told(layer: Layer) -> str:
     return next((word for word in _TOLD if KINDS[word](layer)), layer.op)
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class CleanPrediction(Rule):
     """From the last convolution on there is nothing of some kinds.
@@ -191,10 +194,7 @@ class CleanPrediction(Rule):
             check_word("avoid", word, _OF_A_COURSE)
         object.__setattr__(self, "avoid", tuple(self.avoid))
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "from the last conv on"
+    title = "from the last conv on"
 
     @property
     def required(self) -> str:
@@ -246,6 +246,7 @@ def _is_harmless(layer: Layer) -> bool:
     return layer.kind in _HARMLESS
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Distance(Measured):
     """How far layers of a kind stay away from the output.
@@ -303,6 +304,7 @@ class Distance(Measured):
                 yield far[layer.outputs[0]], layer.name
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class ConvsBeforePool(Measured):
     """How many convolutions stand before each max-pool, from the pool before it or the input.

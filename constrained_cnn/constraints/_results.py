@@ -16,6 +16,7 @@ from constrained_cnn.constraints._records import (
 )
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
+from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import (
     InvalidInputError,
     check_choice,
@@ -107,6 +108,7 @@ class _OfAccuracy(Measured):
         return Measure(known, evidence, said, unknown=unknown if len(known) < len(values) else "")
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Accuracy(_OfAccuracy):
     """Accuracy of the weights after the last epoch, in percent.
@@ -165,6 +167,7 @@ class Accuracy(_OfAccuracy):
         return found
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class BestAccuracy(_OfAccuracy):
     """The best accuracy after any epoch, in percent. Chosen on the test images it is optimistic.
@@ -202,6 +205,7 @@ class BestAccuracy(_OfAccuracy):
         return Measure(tuple(best), by_seed(subject, said), at_least=not whole)
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class LastEpochs(_OfAccuracy):
     """Accuracy after each of the last epochs, in percent: reached to stay, not once.
@@ -251,6 +255,7 @@ class LastEpochs(_OfAccuracy):
         return values, unknown or f"{unread} of these epochs were not read on the {self.of} images"
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Seeds(Measured):
     """How many seeds there is a finished run of, alike in all else.
@@ -298,6 +303,7 @@ def _but_seed(run: RunRecord) -> str:
     return json.dumps([run.recipe, run.model, config, run.data], sort_keys=True, default=repr)
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class TestUnseen(Rule):
     """The test images were used for nothing but the last figure.
@@ -312,16 +318,8 @@ class TestUnseen(Rule):
     __test__: ClassVar[bool] = False  # not a test, whatever its name
     kind: ClassVar[str] = "test_unseen"
     of_run: ClassVar[bool] = True
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "test images"
-
-    @property
-    def required(self) -> str:
-        """What it asks for, in words."""
-        return "read at most once, after the last epoch"
+    title = "test images"
+    required = "read at most once, after the last epoch"
 
     def find(self, subject: Subject) -> Finding:
         """Return whether they were read but once, at the end."""

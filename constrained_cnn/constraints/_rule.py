@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from constrained_cnn.constraints._subject import CannotTellError, Subject
@@ -60,13 +60,26 @@ class Finding:
         }
 
 
+def check_text(name: str, value: object) -> str:
+    """Return a value if it is a text that a file can hold.
+
+    Raises:
+        InvalidInputError: If it is not.
+    """
+    # Half a character has no place in a file.
+    if not isinstance(value, str) or value != value.encode(errors="ignore").decode():
+        raise InvalidInputError(f"{name}={say_value(value)}: must be a text")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Rule(abc.ABC):
     """A rule: small, frozen, and judged on what runs.
 
     A rule of your own is a frozen dataclass that derives from this class (or from :class:`Measured`
     if it puts limits to a number), sets ``kind`` and has ``title``, ``required`` and ``find``.
-    Rules join by ``&``, ``|`` and ``~``.
+    Rules join by ``&``, ``|`` and ``~``. A field whose ``metadata`` has a ``"check"`` gets what
+    that makes of the name and the value; it may raise.
 
     Attributes:
         kind: What it is called in a file.
@@ -77,10 +90,13 @@ class Rule(abc.ABC):
 
     kind: ClassVar[str] = ""
     of_run: ClassVar[bool] = False
-    name: str = ""
+    name: str = field(default="", metadata={"check": check_text})
 
     def __post_init__(self) -> None:
-        check_text("name", self.name)
+        for part in dataclasses.fields(self):
+            if "check" in part.metadata:
+                value = part.metadata["check"](part.name, getattr(self, part.name))
+                object.__setattr__(self, part.name, value)
 
     @property
     @abc.abstractmethod
@@ -144,21 +160,16 @@ class Rule(abc.ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as plain data, as a file holds it: what is not at its default."""
-        content: dict[str, Any] = {"rule": self.kind}
-        for part in dataclasses.fields(self):
-            value = getattr(self, part.name)
-            if value != part.default:
-                content[part.name] = _plain(value)
-        return content
+        return {"rule": self.kind, **{name: _plain(value) for name, value in self._given()}}
 
     def __repr__(self) -> str:
-        given = {
-            part.name: getattr(self, part.name)
-            for part in dataclasses.fields(self)
-            if getattr(self, part.name) != part.default
-        }
-        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        said = ", ".join(f"{name}={value!r}" for name, value in self._given())
         return f"{type(self).__name__}({said})"
+
+    def _given(self) -> list[tuple[str, Any]]:
+        """Return the fields that are not at their default, and what they are."""
+        fields = [(part, getattr(self, part.name)) for part in dataclasses.fields(self)]
+        return [(part.name, value) for part, value in fields if value != part.default]
 
     def __and__(self, other: "Rule") -> "AllOf":
         return AllOf((*_parts(self, AllOf), *_parts(other, AllOf)))
@@ -175,26 +186,23 @@ def _parts(rule: Rule, kind: "type[_Joined]") -> "Sequence[Rule]":
     return rule.of if isinstance(rule, kind) and not rule.name else (rule,)
 
 
-def check_text(name: str, value: object) -> None:
-    """Raise if a value is no text, or one that no file can hold.
-
-    Raises:
-        InvalidInputError: If it is not.
-    """
-    try:
-        if isinstance(value, str) and value.encode() is not None:
-            return
-    except UnicodeEncodeError:
-        pass
-    raise InvalidInputError(f"{name}={say_value(value)}: must be a text")
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Rule):
         return value.to_dict()
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _check_rules(name: str, value: Any) -> tuple[Rule, ...]:
+    rules = tuple(value) if isinstance(value, list | tuple) else ()
+    if not rules or not all(isinstance(rule, Rule) for rule in rules):
+        raise InvalidInputError(f"{name}={value!r}: must be a list of at least one rule")
+    return rules
+
+
+def _check_rule(name: str, value: Any) -> Rule:
+    if not isinstance(value, Rule):
+        raise InvalidInputError(f"{name}={value!r}: must be a rule")
+    return value
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,21 +213,26 @@ class _Joined(Rule):
         of: The rules.
     """
 
-    of: Sequence[Rule]
+    of: Sequence[Rule] = field(metadata={"check": _check_rules})
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rules = tuple(self.of) if isinstance(self.of, list | tuple) else ()
-        if not rules or not all(isinstance(rule, Rule) for rule in rules):
-            raise InvalidInputError(f"of={self.of!r}: must be a list of at least one rule")
-        object.__setattr__(self, "of", rules)
+    @staticmethod
+    @abc.abstractmethod
+    def _join(verdicts: Iterable[Verdict]) -> Verdict:
+        """Return the verdict on all of the rules."""
 
     @property
     def required(self) -> str:
         """What it asks for, in words."""
         return "; ".join(f"{rule.label}: {rule.required}" for rule in self.of)
 
-    def _joined(self, verdict: Verdict, parts: tuple[Finding, ...]) -> Finding:
+    def find(self, subject: Subject) -> Finding:
+        """Return what the verdicts on the rules come to.
+
+        It counts unless it cannot be told for want of a record alone.
+        """
+        parts = tuple(rule.judge(subject) for rule in self.of)
+        verdict = self._join(part.verdict for part in parts)
+        unclear = [part for part in parts if part.verdict is Verdict.CANNOT_TELL]
         return Finding(
             self,
             verdict,
@@ -230,15 +243,9 @@ class _Joined(Rule):
                 for part in parts
                 for said in part.evidence or (part.measured,)
             ),
-            judged=_counts(verdict, parts),
+            judged=verdict is not Verdict.CANNOT_TELL or any(part.judged for part in unclear),
             parts=parts,
         )
-
-
-def _counts(verdict: Verdict, parts: tuple[Finding, ...]) -> bool:
-    """Whether a verdict stands without the parts that could not be judged for want of a record."""
-    unclear = [part for part in parts if part.verdict is Verdict.CANNOT_TELL]
-    return verdict is not Verdict.CANNOT_TELL or any(part.judged for part in unclear)
 
 
 @dataclass(frozen=True, repr=False)
@@ -255,16 +262,8 @@ class AllOf(_Joined):
     """
 
     kind: ClassVar[str] = "all"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "all of"
-
-    def find(self, subject: Subject) -> Finding:
-        """Return pass if every one passes, fail if one fails."""
-        parts = tuple(rule.judge(subject) for rule in self.of)
-        return self._joined(all_of(part.verdict for part in parts), parts)
+    title = "all of"
+    _join = staticmethod(all_of)
 
 
 @dataclass(frozen=True, repr=False)
@@ -281,16 +280,8 @@ class AnyOf(_Joined):
     """
 
     kind: ClassVar[str] = "any"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "any of"
-
-    def find(self, subject: Subject) -> Finding:
-        """Return pass if one passes, fail if every one fails."""
-        parts = tuple(rule.judge(subject) for rule in self.of)
-        return self._joined(any_of(part.verdict for part in parts), parts)
+    title = "any of"
+    _join = staticmethod(any_of)
 
 
 @dataclass(frozen=True, repr=False)
@@ -307,12 +298,7 @@ class Not(Rule):
     """
 
     kind: ClassVar[str] = "not"
-    of: Rule
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.of, Rule):
-            raise InvalidInputError(f"of={self.of!r}: must be a rule")
+    of: Rule = field(metadata={"check": _check_rule})
 
     @property
     def title(self) -> str:

@@ -15,11 +15,13 @@ from constrained_cnn.constraints._records import (
 )
 from constrained_cnn.constraints._rule import Finding, Rule, check_text
 from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.constraints._verdict import Verdict
 from constrained_cnn.errors import InvalidInputError, check_number
 from constrained_cnn.record import RunRecord
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Epochs(Measured):
     """How many epochs really ran to their end; of a run that may go on, so many at least.
@@ -31,11 +33,7 @@ class Epochs(Measured):
 
     kind: ClassVar[str] = "epochs"
     of_run: ClassVar[bool] = True
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "epochs"
+    title = "epochs"
 
     def measure(self, subject: Subject) -> Measure:
         """Return their number in each run."""
@@ -59,6 +57,7 @@ def _how_far(run: RunRecord) -> str:
     return f"asked for {asked}, and the run is not finished: {run.epochs} ran so far"
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class BatchSize(Measured):
     """How many images one step of training takes.
@@ -71,17 +70,14 @@ class BatchSize(Measured):
     kind: ClassVar[str] = "batch_size"
     of_run: ClassVar[bool] = True
     lowest: ClassVar[int | None] = 1
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "batch size"
+    title = "batch size"
 
     def measure(self, subject: Subject) -> Measure:
         """Return the size in each run."""
         return Measure(tuple(said_of(run, "config", "batch_size", int) for run in subject.runs))
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Augmentation(Rule):
     """How training images are varied: so, and in no other way.
@@ -108,10 +104,7 @@ class Augmentation(Rule):
             number = check_number(name, getattr(self, name), minimum=0.0)
             object.__setattr__(self, name, number)
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "augmentation"
+    title = "augmentation"
 
     @property
     def required(self) -> str:
@@ -150,6 +143,7 @@ def _varied(amounts: Mapping[str, Any]) -> str:
     )
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class Normalisation(Rule):
     """By which mean and deviation inputs are normalised.
@@ -186,10 +180,7 @@ class Normalisation(Rule):
         check_optional("data", self.data)
         object.__setattr__(self, "within", check_number("within", self.within, minimum=0.0))
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "normalisation"
+    title = "normalisation"
 
     @property
     def required(self) -> str:
@@ -215,6 +206,7 @@ def _normalised(mean: Sequence[float], std: Sequence[float]) -> str:
     return f"mean {means}, std {deviations}"
 
 
+@register_rule
 @dataclass(frozen=True, repr=False)
 class DataSet(Rule):
     """Which data a run is of, by name and by the checksum of what was trained and tested on.
@@ -241,10 +233,7 @@ class DataSet(Rule):
         check_optional("train_checksum", self.train_checksum)
         check_optional("test_checksum", self.test_checksum)
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "data set"
+    title = "data set"
 
     @property
     def required(self) -> str:

@@ -2,66 +2,12 @@
 
 from typing import TypeVar
 
-from constrained_cnn.constraints._costs import Macs, Memory, Parameters, WeightBytes
-from constrained_cnn.constraints._deployment import EveryNormFolds
-from constrained_cnn.constraints._fields import CoversInput, FieldAtPools, FieldSize
-from constrained_cnn.constraints._layers import Count, Dropout, Padding
-from constrained_cnn.constraints._order import (
-    BlockOrder,
-    CleanPrediction,
-    ConvsBeforePool,
-    Distance,
-)
-from constrained_cnn.constraints._results import (
-    Accuracy,
-    BestAccuracy,
-    LastEpochs,
-    Seeds,
-    TestUnseen,
-)
 from constrained_cnn.constraints._rule import AllOf, AnyOf, Not, Rule
-from constrained_cnn.constraints._runs import (
-    Augmentation,
-    BatchSize,
-    DataSet,
-    Epochs,
-    Normalisation,
-)
 from constrained_cnn.errors import InvalidInputError, check_choice
 
 Kind = TypeVar("Kind", bound=type[Rule])
 
-_KNOWN: tuple[type[Rule], ...] = (
-    Accuracy,
-    AllOf,
-    AnyOf,
-    Augmentation,
-    BatchSize,
-    BestAccuracy,
-    BlockOrder,
-    CleanPrediction,
-    ConvsBeforePool,
-    Count,
-    CoversInput,
-    DataSet,
-    Distance,
-    Dropout,
-    Epochs,
-    EveryNormFolds,
-    FieldAtPools,
-    FieldSize,
-    LastEpochs,
-    Macs,
-    Memory,
-    Normalisation,
-    Not,
-    Padding,
-    Parameters,
-    Seeds,
-    TestUnseen,
-    WeightBytes,
-)
-_KINDS: dict[str, type[Rule]] = {rule.kind: rule for rule in _KNOWN}
+_KINDS: dict[str, type[Rule]] = {rule.kind: rule for rule in (AllOf, AnyOf, Not)}
 
 
 def rule_kinds() -> list[str]:
