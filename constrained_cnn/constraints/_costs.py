@@ -1,7 +1,8 @@
 """Rules on what a network costs."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from constrained_cnn.budget import Budget, memory_timeline
@@ -54,11 +55,7 @@ class Parameters(Measured):
     """
 
     kind: ClassVar[str] = "parameters"
-    count: str = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("count", self.count, _COUNTS)
+    count: str = field(default="total", metadata={"check": partial(check_choice, choices=_COUNTS)})
 
     @property
     def title(self) -> str:
@@ -115,6 +112,20 @@ def _unknown(budget: Budget) -> str:
     return "" if budget.complete else f"nobody has described {listed(budget.unknown)}"
 
 
+_SAVED = "saved for backward"
+_PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded, fused"}
+_WAYS = ("batch norm folded", "fused", "depthwise in place", "nothing in place", "with the input")
+
+
+def _check_accounting(name: str, value: Any) -> str:
+    elements, *ways = check_text(name, value).split(", ")
+    if elements not in ELEMENTS:
+        check_choice(name, value, (*_PEAKS, _SAVED, *ELEMENTS))
+    for way in ways:
+        check_choice(name, way, _WAYS)
+    return str(value)
+
+
 @register_rule
 @dataclass(frozen=True, repr=False)
 class Memory(Measured):
@@ -138,18 +149,7 @@ class Memory(Measured):
 
     kind: ClassVar[str] = "memory"
     unit: ClassVar[str] = "B"
-    accounting: str = "inference peak"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_text("accounting", self.accounting)
-        if self.accounting in _PEAKS or self.accounting == _SAVED:
-            return
-        elements, *ways = self.accounting.split(", ")
-        if elements not in ELEMENTS:
-            check_choice("accounting", self.accounting, (*_PEAKS, _SAVED, *ELEMENTS))
-        for way in ways:
-            check_choice("accounting", way, _WAYS)
+    accounting: str = field(default="inference peak", metadata={"check": _check_accounting})
 
     @property
     def title(self) -> str:
@@ -166,8 +166,8 @@ class Memory(Measured):
             return Measure((memory.saved_for_backward,), (heaviest(costs),))
         peak = memory_timeline(subject.graph, **self._keywords())
         place = f"at {peak.peak_layer}"
-        named = self.accounting in _PEAKS  # a word that says no accounting
-        place += f" ({peak.name}: {say_kib(peak.peak)})" if named else ""
+        if self.accounting in _PEAKS:  # a word that says no accounting
+            place += f" ({peak.name}: {say_kib(peak.peak)})"
         evidence = tuple(filter(None, [place, _unknown(subject.budget)]))
         return Measure((peak.peak,), evidence, at_least=not subject.budget.complete)
 
@@ -181,17 +181,6 @@ class Memory(Measured):
             "fused": "fused" in ways,
             "depthwise_in_place": "depthwise in place" in ways,
         }
-
-
-_SAVED = "saved for backward"
-_PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded, fused"}
-_WAYS = (
-    "batch norm folded",
-    "fused",
-    "depthwise in place",
-    "nothing in place",
-    "with the input",
-)
 
 
 @register_rule
@@ -210,11 +199,10 @@ class WeightBytes(Measured):
 
     kind: ClassVar[str] = "weight_bytes"
     unit: ClassVar[str] = "B"
-    stored_as: str = "as stored"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("stored_as", self.stored_as, ("as stored", "float32", "int8"))
+    stored_as: str = field(
+        default="as stored",
+        metadata={"check": partial(check_choice, choices=("as stored", "float32", "int8"))},
+    )
 
     @property
     def title(self) -> str:
@@ -223,10 +211,10 @@ class WeightBytes(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the bytes."""
-        memory, layers = subject.budget.memory, subject.budget.layers
-        if self.stored_as == "as stored":
-            costs = ((layer.name, layer.parameters) for layer in layers)
-            return Measure((memory.weights,), (f"in parameters, {heaviest(costs)}",))
-        costs = ((layer.name, layer.deployed) for layer in layers)
-        number = memory.deployed_weights[self.stored_as]
+        memory, stored = subject.budget.memory, self.stored_as == "as stored"
+        number = memory.weights if stored else memory.deployed_weights[self.stored_as]
+        costs = (
+            (layer.name, layer.parameters if stored else layer.deployed)
+            for layer in subject.budget.layers
+        )
         return Measure((number,), (f"in parameters, {heaviest(costs)}",))

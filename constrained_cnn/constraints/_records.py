@@ -5,7 +5,6 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
-from constrained_cnn.constraints._rule import check_text
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.record import RunRecord
 
@@ -15,12 +14,6 @@ def by_seed(subject: Subject, said: Sequence[str]) -> tuple[str, ...]:
     if len(subject.runs) == 1:
         return (said[0],) if said[0] else ()
     return tuple(f"seed {run.seed}: {one}" for run, one in zip(subject.runs, said, strict=True))
-
-
-def check_optional(name: str, value: object) -> None:
-    """Raise if a value is neither None nor a text."""
-    if value is not None:
-        check_text(name, value)
 
 
 _Kind = TypeVar("_Kind")

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import ClassVar
 
 from constrained_cnn.constraints._measured import Measure, Measured, say
 from constrained_cnn.constraints._records import (
     by_seed,
-    check_optional,
     checksum_of,
     is_number,
     said_of,
 )
-from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._rule import Finding, Rule, check_text, optional
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import (
@@ -39,13 +39,10 @@ class _OfAccuracy(Measured):
     of_run: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
     whole: ClassVar[bool] = False
-    data: str | None = None
-    of: str = "test"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_optional("data", self.data)
-        check_choice("of", self.of, ("test", "validation"))
+    data: str | None = field(default=None, metadata={"check": optional(check_text)})
+    of: str = field(
+        default="test", metadata={"check": partial(check_choice, choices=("test", "validation"))}
+    )
 
     def _checked(self, name: str, value: int | float) -> int | float:
         number = check_number(name, value, minimum=0.0, maximum=100.0)
@@ -56,12 +53,8 @@ class _OfAccuracy(Measured):
         return number
 
     @property
-    def _on(self) -> str:
-        return f" on {self.data}" if self.data else ""
-
-    @property
     def _images(self) -> str:
-        return f"{self.of} accuracy{self._on}"
+        return f"{self.of} accuracy" + (f" on {self.data}" if self.data else "")
 
     def _check_run(self, run: RunRecord) -> None:
         name = said_of(run, "data", "name", str)
@@ -124,11 +117,9 @@ class Accuracy(_OfAccuracy):
     """
 
     kind: ClassVar[str] = "accuracy"
-    over_seeds: str = "each"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("over_seeds", self.over_seeds, ("each", "mean"))
+    over_seeds: str = field(
+        default="each", metadata={"check": partial(check_choice, choices=("each", "mean"))}
+    )
 
     @property
     def title(self) -> str:
@@ -221,11 +212,7 @@ class LastEpochs(_OfAccuracy):
     """
 
     kind: ClassVar[str] = "last_epochs"
-    last: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "last", check_integer("last", self.last, minimum=1))
+    last: int = field(metadata={"check": partial(check_integer, minimum=1)})
 
     @property
     def title(self) -> str:
@@ -234,11 +221,6 @@ class LastEpochs(_OfAccuracy):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the accuracy after each of them that was read."""
-        values, why = self._all(subject)
-        return self._measure(values, (), why)
-
-    def _all(self, subject: Subject) -> tuple[list[float | None], str]:
-        """Return the accuracies of all runs, and why some are not known."""
         values: list[float | None] = []
         unknown = ""
         for run in subject.runs:
@@ -252,7 +234,8 @@ class LastEpochs(_OfAccuracy):
             if len(curve) < self.last:
                 unknown = unknown or f"only {counted(len(curve), 'epoch')} ran"
         unread = sum(value is None for value in values)
-        return values, unknown or f"{unread} of these epochs were not read on the {self.of} images"
+        unknown = unknown or f"{unread} of these epochs were not read on the {self.of} images"
+        return self._measure(values, (), unknown)
 
 
 @register_rule
@@ -325,7 +308,7 @@ class TestUnseen(Rule):
         """Return whether they were read but once, at the end."""
         wrong = [f"seed {run.seed}: {said}" for run in subject.runs for said in _misuses(run)]
         times = [len(run.test_readings) for run in subject.runs]
-        said = f"read {max(times)} time{'' if max(times) == 1 else 's'}"
+        said = f"read {counted(max(times), 'time')}"
         unknown = any(
             None in (checksum_of(run, "train"), checksum_of(run, "test")) for run in subject.runs
         )

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -70,6 +70,11 @@ def check_text(name: str, value: object) -> str:
     if not isinstance(value, str) or value != value.encode(errors="ignore").decode():
         raise InvalidInputError(f"{name}={say_value(value)}: must be a text")
     return value
+
+
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Return a check that lets None pass."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

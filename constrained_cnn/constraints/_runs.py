@@ -1,19 +1,19 @@
 """Rules on what went into a run. They read its record, and know nothing of how it was made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._records import (
     by_seed,
-    check_optional,
     checksum_of,
     is_number,
     numbers_of,
     said_of,
 )
-from constrained_cnn.constraints._rule import Finding, Rule, check_text
+from constrained_cnn.constraints._rule import Finding, Rule, check_text, optional
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.constraints._verdict import Verdict
@@ -77,6 +77,9 @@ class BatchSize(Measured):
         return Measure(tuple(said_of(run, "config", "batch_size", int) for run in subject.runs))
 
 
+_AMOUNT = {"check": partial(check_number, minimum=0.0)}
+
+
 @register_rule
 @dataclass(frozen=True, repr=False)
 class Augmentation(Rule):
@@ -94,29 +97,25 @@ class Augmentation(Rule):
 
     kind: ClassVar[str] = "augmentation"
     of_run: ClassVar[bool] = True
-    rotation: float = 0.0
-    shift: float = 0.0
-    scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in _VARIED:
-            number = check_number(name, getattr(self, name), minimum=0.0)
-            object.__setattr__(self, name, number)
-
     title = "augmentation"
+    rotation: float = field(default=0.0, metadata=_AMOUNT)
+    shift: float = field(default=0.0, metadata=_AMOUNT)
+    scale: float = field(default=0.0, metadata=_AMOUNT)
 
     @property
     def required(self) -> str:
         """What it asks for, in words."""
-        return _varied({name: getattr(self, name) for name in _VARIED})
+        return _varied(self._amounts)
+
+    @property
+    def _amounts(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _VARIED}
 
     def find(self, subject: Subject) -> Finding:
         """Return whether images are varied so."""
-        wanted = {name: getattr(self, name) for name in _VARIED}
         found = [_augmentation(run) for run in subject.runs]
         measured = "; ".join(dict.fromkeys(map(_varied, found)))
-        return self.finding(all(one == wanted for one in found), measured)
+        return self.finding(all(amounts == self._amounts for amounts in found), measured)
 
 
 _VARIED = ("rotation", "shift", "scale")
@@ -143,6 +142,12 @@ def _varied(amounts: Mapping[str, Any]) -> str:
     )
 
 
+def _check_numbers(name: str, value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise InvalidInputError(f"{name}={value!r}: must be a list, one number a channel")
+    return tuple(check_number(name, number) for number in value)
+
+
 @register_rule
 @dataclass(frozen=True, repr=False)
 class Normalisation(Rule):
@@ -162,25 +167,16 @@ class Normalisation(Rule):
 
     kind: ClassVar[str] = "normalisation"
     of_run: ClassVar[bool] = True
-    mean: Sequence[float]
-    std: Sequence[float]
-    data: str | None = None
-    within: float = 5e-5
+    title = "normalisation"
+    mean: Sequence[float] = field(metadata={"check": _check_numbers})
+    std: Sequence[float] = field(metadata={"check": _check_numbers})
+    data: str | None = field(default=None, metadata={"check": optional(check_text)})
+    within: float = field(default=5e-5, metadata=_AMOUNT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not values:
-                raise InvalidInputError(f"{name}={values!r}: must be a list, one number a channel")
-            values = tuple(check_number(name, value) for value in values)
-            object.__setattr__(self, name, values)
         if len(self.mean) != len(self.std):
             raise InvalidInputError(f"mean={self.mean}, std={self.std}: must be of equal length")
-        check_optional("data", self.data)
-        object.__setattr__(self, "within", check_number("within", self.within, minimum=0.0))
-
-    title = "normalisation"
 
     @property
     def required(self) -> str:
@@ -223,17 +219,10 @@ class DataSet(Rule):
 
     kind: ClassVar[str] = "data_set"
     of_run: ClassVar[bool] = True
-    data: str
-    train_checksum: str | None = None
-    test_checksum: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_text("data", self.data)
-        check_optional("train_checksum", self.train_checksum)
-        check_optional("test_checksum", self.test_checksum)
-
     title = "data set"
+    data: str = field(metadata={"check": check_text})
+    train_checksum: str | None = field(default=None, metadata={"check": optional(check_text)})
+    test_checksum: str | None = field(default=None, metadata={"check": optional(check_text)})
 
     @property
     def required(self) -> str:
