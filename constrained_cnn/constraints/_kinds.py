@@ -1,7 +1,6 @@
 """Kinds of layers that rules speak of, told from what an operation does and not from its name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from constrained_cnn.constraints._subject import is_vector
 from constrained_cnn.errors import InvalidInputError, closest
@@ -12,6 +11,7 @@ from constrained_cnn.graph import (
     PRODUCTS,
     Layer,
     Setting,
+    Window,
 )
 
 # Words that people use, for the sake of the error.
@@ -31,45 +31,11 @@ _SHORT = {
 }
 
 
-@dataclass(frozen=True)
-class KernelWindow:
-    """What a convolution or pool slides, along each axis of the image.
-
-    Attributes:
-        kernel: Its taps.
-        stride: Cells from one place to the next.
-        padding: Cells before the first.
-        dilation: Cells from tap to tap.
-        after: Cells behind the last.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    after: tuple[int, ...] = ()
-
-
-def window_of(layer: Layer) -> KernelWindow | None:
-    """Return the window of a convolution or pool; None for what slides none of a fixed size."""
+def windows_of(layer: Layer) -> tuple[Window, ...]:
+    """Return what a convolution or pool slides along each axis of the image, if it slides any."""
     if layer.kind == "pointwise":
-        places = (1,) * (len(layer.input_shape) - 1)
-        return KernelWindow(places, places, (0,) * len(places), places)
-    if not layer.windows:
-        return None
-    windows = layer.windows
-    before = tuple(window.padding for window in windows)
-    after = before
-    if layer.settings.get("padding") == "same":  # the odd cell is behind
-        spans = (window.dilation * (window.kernel - 1) for window in windows)
-        after = tuple(span - cells for span, cells in zip(spans, before, strict=True))
-    return KernelWindow(
-        tuple(window.kernel for window in windows),
-        tuple(window.stride for window in windows),
-        before,
-        tuple(window.dilation for window in windows),
-        after,
-    )
+        return (Window(),) * (len(layer.input_shape) - 1)
+    return layer.windows
 
 
 def is_conv(layer: Layer) -> bool:
@@ -122,25 +88,23 @@ def _groups(layer: Layer) -> Setting:
 
 
 def _is_dilated(layer: Layer) -> bool:
-    window = window_of(layer) if is_conv(layer) else None
-    return window is not None and any(
-        d > 1 and k > 1 for d, k in zip(window.dilation, window.kernel, strict=True)
+    return is_conv(layer) and any(
+        window.dilation > 1 and window.kernel > 1 for window in windows_of(layer)
     )
 
 
 def _is_strided(layer: Layer) -> bool:
-    window = window_of(layer) if is_conv(layer) or _is_pool(layer) else None
-    return window is not None and any(stride > 1 for stride in window.stride)
+    slides = is_conv(layer) or _is_pool(layer)
+    return slides and any(window.stride > 1 for window in windows_of(layer))
 
 
 def _pools(layer: Layer, *kinds: str) -> bool:
     """Whether a layer pools in one of some ways; one cell at a time, step by step, is no pool."""
     if layer.kind not in kinds:
         return False
-    window = window_of(layer)
-    if window is None:
+    if not layer.windows:
         return layer.input_shape != layer.output_shape
-    return any(size > 1 for size in (*window.kernel, *window.stride))
+    return any(window.kernel > 1 or window.stride > 1 for window in layer.windows)
 
 
 def _is_pool(layer: Layer) -> bool:
@@ -169,15 +133,21 @@ def is_dropout(layer: Layer) -> bool:
 
 def near_miss(layer: Layer, word: str) -> str:
     """Return why a layer that looks like one of a kind is none; empty if it does not look so."""
-    grouped = layer.kind == "conv" and _groups(layer) != 1
-    if word == "depthwise" and grouped and not _is_depthwise(layer):
-        return (
-            f"{layer.name}: {_groups(layer)} groups of {channels(layer)[0]} channels; depthwise "
-            "has a group for each channel"
+    why = ""
+    if word == "depthwise" and layer.kind == "conv" and 1 != _groups(layer) != channels(layer)[0]:
+        why = (
+            f"{_groups(layer)} groups of {channels(layer)[0]} channels; depthwise has a group for "
+            "each channel"
         )
     if word == "fully_connected" and is_on_one_cell(layer):
-        return f"{layer.name}: works on one cell, where it is the same arithmetic"
-    return ""
+        why = "works on one cell, where it is the same arithmetic"
+    if word == "dropout" and layer.drops and not is_dropout(layer):
+        if layer.kind == "dropout":
+            off = dropout_p(layer) is None
+            why = "is off in training mode" if off else "p = 0 drops nothing"
+        elif layer.settings.get("dropout"):
+            why = "drops between its layers, and there is but one"
+    return f"{layer.name}: {why}" if why else ""
 
 
 KINDS: Mapping[str, Callable[[Layer], bool]] = {
@@ -222,6 +192,5 @@ def words_of(layer: Layer) -> str:
         >>> words_of(Layer("conv2d", "a", (1,), (), windows=(Window(3), Window(3))))
         '3x3 conv2d'
     """
-    window = window_of(layer)
-    kernel = "x".join(map(str, window.kernel)) if window else ""
+    kernel = "x".join(str(window.kernel) for window in windows_of(layer))
     return f"{kernel} {layer.op}".strip()

@@ -6,14 +6,12 @@ from typing import ClassVar
 
 from constrained_cnn.constraints._kinds import (
     KINDS,
-    KernelWindow,
     channels,
     check_word,
     dropout_p,
     is_any_conv,
-    is_conv,
     is_dropout,
-    window_of,
+    windows_of,
 )
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
@@ -53,7 +51,17 @@ def is_of_size(found: tuple[int, ...], wanted: Cells) -> bool:
     """Return whether cells along each axis are those wanted; None wants none in particular."""
     if wanted is None:
         return True
-    return found == (wanted if isinstance(wanted, tuple) else (wanted,) * len(found))
+    return bool(found) and found == _along_each(wanted, len(found))
+
+
+def _along_each(cells: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return cells if isinstance(cells, tuple) else (cells,) * axes
+
+
+def has_kernel(layer: Layer, wanted: Cells) -> bool:
+    """Return whether a layer slides a window of a kernel; None wants none in particular."""
+    windows = windows_of(layer)
+    return bool(windows) and is_of_size(tuple(one.kernel for one in windows), wanted)
 
 
 def say_cells(cells: Cells) -> str:
@@ -168,20 +176,15 @@ class Count(Measured):
         raise CannotTellError(f"{found.said}: {found.evidence[-1]}")
 
     def _is_meant(self, layer: Layer) -> bool:
-        window = window_of(layer)
         for name in ("kernel", "stride", "dilation"):
-            wanted = getattr(self, name)
-            if wanted is None:
-                continue
-            if window is None or not is_of_size(getattr(window, name), wanted):
+            sizes = tuple(getattr(window, name) for window in windows_of(layer))
+            if not is_of_size(sizes, getattr(self, name)):
                 return False
         has_bias = bool(layer.settings.get("bias", layer.work is not None and layer.work.bias > 0))
         if self.bias is not None and has_bias != self.bias:
             return False
         if self.narrows is None:
             return True
-        if not is_conv(layer):
-            return False
         given, made = channels(layer)
         return (made < given) == self.narrows
 
@@ -299,11 +302,10 @@ class Padding(Rule):
         wrong = []
         for program in subject.programs:
             for layer in program.layers:
-                window = window_of(layer) if layer.kind == "conv" else None
-                if window is None or not is_of_size(window.kernel, self.kernel):
+                if layer.kind != "conv" or not has_kernel(layer, self.kernel):
                     continue
-                pads = _pads(program, layer, window)
-                if layer.name not in found and not self._allows(pads, layer, window):
+                pads = _pads(program, layer)
+                if layer.name not in found and not self._allows(pads, layer):
                     wrong.append(f"{layer.name}: padding {_said(pads)}")
                 found.setdefault(layer.name, _said(pads))
         if not wrong:
@@ -313,15 +315,16 @@ class Padding(Rule):
         kinds = " and ".join(sorted(set(found.values())))
         return self.finding(not wrong, kinds, evidence=tuple(wrong) or (listed(found),))
 
-    def _allows(self, pads: Pads, layer: Layer, window: KernelWindow) -> bool:
+    def _allows(self, pads: Pads, layer: Layer) -> bool:
         if not isinstance(self.cells, str):
-            ends = (tuple(pad[end] for pad in pads) for end in (0, 1))
+            ends = zip(*pads, strict=True)
             return all(is_of_size(end, self.cells) for end in ends)
-        spans = zip(pads, layer.input_shape[1:], layer.output_shape[1:], window.stride, strict=True)
-        own = zip(window.padding, window.after, strict=True)
+        strides = (window.stride for window in layer.windows)
+        shapes = zip(layer.input_shape[1:], layer.output_shape[1:], strides, strict=True)
+        around = zip(pads, _own_pads(layer), shapes, strict=True)
         return all(
-            after == -(-(size - sum(pad) + sum(mine)) // stride)
-            for (pad, size, after, stride), mine in zip(spans, own, strict=True)
+            after == -(-(before - sum(pad) + sum(own)) // stride)
+            for pad, own, (before, after, stride) in around
         )
 
 
@@ -331,28 +334,37 @@ def _said(pads: Pads) -> str:
     return " x ".join(each if len(set(each)) > 1 else each[:1])
 
 
-def _pads(program: Program, layer: Layer, window: KernelWindow) -> Pads:
-    """Return the cells put before and behind each axis of what a convolution slides over."""
-    more = _padded_before(program, layer, len(window.kernel))
-    own = zip(window.padding, window.after, strict=True)
-    return tuple((a + one, b + other) for (a, b), (one, other) in zip(own, more, strict=True))
+def _own_pads(layer: Layer) -> Pads:
+    """Return the cells that a convolution itself puts before and behind each axis."""
+    if layer.settings.get("padding") == "same":  # the odd cell is behind
+        spans = [window.dilation * (window.kernel - 1) for window in layer.windows]
+    else:
+        spans = [2 * window.padding for window in layer.windows]
+    starts = [window.padding for window in layer.windows]
+    return tuple((start, span - start) for start, span in zip(starts, spans, strict=True))
 
 
-def _padded_before(program: Program, layer: Layer, axes: int) -> Pads:
-    """Return the cells that operations of their own put around what a layer reads."""
-    maker = program.makers.get(layer.inputs[0]) if layer.inputs else None
-    while maker is not None and _passes(maker):
-        maker = program.makers.get(maker.inputs[0])
-    if maker is None or maker.kind != "pad":
-        return ((0, 0),) * axes
-    pads = maker.settings.get("pad") or maker.settings.get("padding")
+def _pads(program: Program, layer: Layer) -> Pads:
+    """Return the cells put around what a convolution slides over, by it and by what precedes it."""
+    found = _own_pads(layer)
+    while True:
+        maker = program.makers.get(layer.inputs[0]) if layer.inputs else None
+        if maker is not None and maker.kind == "pad":
+            more = _put_around(maker, len(found))
+            found = tuple((a + c, b + d) for (a, b), (c, d) in zip(found, more, strict=True))
+        elif maker is None or not _passes(maker):
+            return found
+        layer = maker
+
+
+def _put_around(layer: Layer, axes: int) -> Pads:
+    """Return the cells that an operation puts around each of the last axes."""
+    pads = layer.settings.get("pad") or layer.settings.get("padding")
     if not isinstance(pads, tuple):
-        raise CannotTellError(f"{maker.name} pads by an amount that is not known")
+        raise CannotTellError(f"{layer.name} pads by an amount that is not known")
     # Pairs of before and behind, the last axis first.
     pairs = [(int(one), int(two)) for one, two in zip(pads[::2], pads[1::2], strict=True)]
-    own = (*((0, 0),) * (axes - len(pairs)), *pairs[::-1][-axes:])
-    more = _padded_before(program, maker, axes)
-    return tuple((a + c, b + d) for (a, b), (c, d) in zip(own, more, strict=True))
+    return tuple([(0, 0)] * (axes - len(pairs)) + pairs[::-1][-axes:])
 
 
 def _passes(layer: Layer) -> bool:

@@ -13,10 +13,9 @@ from constrained_cnn.constraints._kinds import (
     is_conv,
     is_dropout,
     is_weighted_product,
-    window_of,
     words_of,
 )
-from constrained_cnn.constraints._layers import Cells, check_cells, is_of_size, say_cells
+from constrained_cnn.constraints._layers import Cells, check_cells, has_kernel, say_cells
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule
 from constrained_cnn.constraints._select import only_gates, select
@@ -97,11 +96,8 @@ class BlockOrder(Rule):
         wrong: list[str] = []
         right: list[str] = []
         for layer in program.layers:
-            window = window_of(layer) if is_conv(layer) else None
-            meant = window is not None and is_of_size(window.kernel, self.kernel)
-            if not meant or layer in last or not program.is_live(layer):
-                continue
-            if only_gates(subject, program, layer):
+            meant = is_conv(layer) and has_kernel(layer, self.kernel) and program.is_live(layer)
+            if not meant or layer in last or only_gates(subject, program, layer):
                 continue
             block, then = _block(program, layer)
             if _fits(self.order[1:], block):
@@ -350,6 +346,5 @@ class ConvsBeforePool(Measured):
             if KINDS["max_pool"](layer):
                 yield layer.name, before
                 before = 0
-            window = window_of(layer) if is_conv(layer) else None
-            counts = window is not None and is_of_size(window.kernel, self.kernel)
+            counts = is_conv(layer) and has_kernel(layer, self.kernel)
             deep |= dict.fromkeys(layer.outputs, before + counts)

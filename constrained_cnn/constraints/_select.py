@@ -2,14 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from constrained_cnn.constraints._kinds import (
     GLOBAL_AVERAGE_POOL,
     KINDS,
-    dropout_p,
-    is_dropout,
     may_be_nonlinear,
     near_miss,
 )
@@ -19,10 +17,7 @@ from constrained_cnn.graph import Layer, Program
 from constrained_cnn.receptive_field import LayerField
 
 # What the classes of modules are called that were declared for such a layer.
-_CLASSES = {
-    "fully_connected": "linear",
-    GLOBAL_AVERAGE_POOL: "avgpool",
-}
+_CLASSES = {"fully_connected": "linear", GLOBAL_AVERAGE_POOL: "avgpool"}
 
 
 @dataclass(frozen=True)
@@ -64,40 +59,55 @@ def select(
     Raises:
         CannotTellError: If it cannot be told.
     """
-    if word == "dropout":
-        return _dropouts(subject, keep)
+    unseen = ""
+
+    def find(program: Program) -> _Found:
+        meant = (layer for layer in program.layers if KINDS[word](layer) and keep(layer))
+        return _found(subject, program, meant, word)
+
     if word == GLOBAL_AVERAGE_POOL:
-        return _global_pools(subject, keep)
-    in_use = _of_kind(subject.evaluation, word, keep)
-    problem = subject.graph.training.problem
-    trained = in_use if problem else _of_kind(subject.training, word, keep)
-    gates: tuple[Layer, ...] = ()
-    if word in _NOT_OF_GATES:
-        in_use, gates = _without_gates(subject, subject.evaluation, in_use)
-        if not problem:
-            trained, _ = _without_gates(subject, subject.training, trained)
-    remarks = [
-        *_dead(in_use),
-        *_gating(gates),
-        *_only(in_use, trained, "evaluation"),
-        *_only(trained, in_use, "training"),
-    ]
+        pools, remarks, unseen = _global_pools(subject)
+        main = other = _found(subject, subject.evaluation, pools, word)
+    elif word == "dropout":
+        main, other = find(subject.training), find(subject.evaluation)
+        remarks = _only(other, main, "evaluation")
+        remarks += _near_misses(filter(keep, subject.training.layers), word)
+    else:
+        main = find(subject.evaluation)
+        other = main if subject.graph.training.problem else find(subject.training)
+        remarks = [*_only(main, other, "evaluation"), *_only(other, main, "training")]
+        remarks += [] if main.live else _near_misses(subject.evaluation.layers, word)
     return Selection(
-        in_use.live,
-        min(len(in_use.live), len(trained.live)),
-        (in_use.at | trained.at).total(),
-        (*remarks, *_near_misses(subject, word, in_use), *_idle(subject, word)),
-        _unseen(subject) or _nonlinear(subject, word),
+        main.live,
+        len(main.live) if word == "dropout" else min(len(main.live), len(other.live)),
+        (main.at | other.at).total(),
+        (
+            *(f"{layer.name}: runs, but no output depends on it" for layer in main.dead),
+            *(f"{layer.name}: only scales what has places, as a gate" for layer in main.gates),
+            *remarks,
+            *_idle(subject, word),
+        ),
+        _unseen(subject, word) or unseen,
     )
 
 
 # What scales a map is no head and no stage of the network, whatever it is made of.
-_NOT_OF_GATES = ("fully_connected", "classifier", "max_pool", "avg_pool", "pool")
+_NOT_OF_GATES = (
+    GLOBAL_AVERAGE_POOL,
+    "pool",
+    "max_pool",
+    "avg_pool",
+    "fully_connected",
+    "classifier",
+)
 
 
 @dataclass(frozen=True)
 class _Found:
+    """The layers of a kind in one mode; those of gates, and on which no output depends, aside."""
+
     live: tuple[Layer, ...]
+    gates: tuple[Layer, ...]
     dead: tuple[Layer, ...]
 
     @property
@@ -110,30 +120,16 @@ class _Found:
         return Counter(layer.path for layer in self.ran)
 
 
-def _of_kind(program: Program, word: str, keep: Callable[[Layer], bool]) -> _Found:
-    return _sorted(
-        program, [layer for layer in program.layers if KINDS[word](layer) and keep(layer)]
-    )
-
-
-def _sorted(program: Program, layers: Sequence[Layer]) -> _Found:
-    return _Found(
-        tuple(layer for layer in layers if program.is_live(layer)),
-        tuple(layer for layer in layers if not program.is_live(layer)),
-    )
-
-
-def _without_gates(
-    subject: Subject, program: Program, found: _Found
-) -> tuple[_Found, tuple[Layer, ...]]:
-    """Return what was found without the layers that only scale places, and these."""
-    gates = tuple(layer for layer in found.live if only_gates(subject, program, layer))
-    live = tuple(layer for layer in found.live if layer not in gates)
-    return _Found(live, found.dead), gates
-
-
-def _gating(gates: Sequence[Layer]) -> list[str]:
-    return [f"{layer.name}: only scales what has places, as a gate" for layer in gates]
+def _found(subject: Subject, program: Program, layers: Iterable[Layer], word: str) -> _Found:
+    live, gates, dead = [], [], []
+    for layer in layers:
+        if not program.is_live(layer):
+            dead.append(layer)
+        elif word in _NOT_OF_GATES and only_gates(subject, program, layer):
+            gates.append(layer)
+        else:
+            live.append(layer)
+    return _Found(tuple(live), tuple(gates), tuple(dead))
 
 
 def only_gates(subject: Subject, program: Program, layer: Layer) -> bool:
@@ -169,35 +165,27 @@ def _has_places(subject: Subject, layer: Layer) -> bool:
     return any(axis.units is not None and axis.units > 1 for row in rows for axis in row.axes)
 
 
-def _dead(found: _Found) -> list[str]:
-    return [f"{layer.name}: runs, but no output depends on it" for layer in found.dead]
-
-
 def _only(found: _Found, other: _Found, mode: str) -> list[str]:
     """Return which of the layers found in one mode do not run in the other."""
     more = found.at - other.at
     return [f"{layer.name}: runs in {mode} mode only" for layer in found.ran if more[layer.path]]
 
 
-def _unseen(subject: Subject) -> str:
-    """Return which operations nobody has described, in either mode."""
-    unknown = subject.unknown_kinds
-    return f"no kind is known of {listed(unknown)}" if unknown else ""
+def _unseen(subject: Subject, word: str) -> str:
+    """Return why there may be more of a kind than can be seen; empty if there cannot."""
+    draws = subject.graph.training.draws
+    if word == "dropout" and draws:
+        return f"{listed(draws)} draws random numbers, which may make a dropout of its own"
+    if subject.unknown_kinds:
+        return f"no kind is known of {listed(subject.unknown_kinds)}"
+    layers = [one for program in subject.programs for one in program.layers]
+    doubtful = dict.fromkeys(one.name for one in layers if may_be_nonlinear(one))
+    if word in ("relu", "activation") and doubtful:
+        return f"{listed(doubtful)} may be one"
+    return ""
 
 
-def _nonlinear(subject: Subject, word: str) -> str:
-    """Return what may be an activation without the name of one."""
-    if word not in ("relu", "activation"):
-        return ""
-    programs = [subject.evaluation]
-    programs += [] if subject.graph.training.problem else [subject.training]
-    names = [one.name for program in programs for one in program.layers if may_be_nonlinear(one)]
-    return f"{listed(dict.fromkeys(names))} may be one" if names else ""
-
-
-def _near_misses(subject: Subject, word: str, found: _Found) -> list[str]:
-    """Return what only looks like such a layer, where none counts."""
-    layers = () if found.live else subject.evaluation.layers
+def _near_misses(layers: Iterable[Layer], word: str) -> list[str]:
     return [said for layer in layers if (said := near_miss(layer, word))]
 
 
@@ -210,67 +198,38 @@ def _idle(subject: Subject, word: str) -> tuple[str, ...]:
     return (f"declared and never called: {listed(names)}",) if names else ()
 
 
-def _dropouts(subject: Subject, keep: Callable[[Layer], bool]) -> Selection:
-    layers = [layer for layer in subject.training.layers if layer.drops and keep(layer)]
-    found = _sorted(subject.training, list(filter(is_dropout, layers)))
-    in_use = [layer for layer in subject.evaluation.layers if is_dropout(layer) and keep(layer)]
-    also = _sorted(subject.evaluation, in_use)
-    remarks = [*_dead(found), *_only(also, found, "evaluation")]
-    for layer in layers:
-        if layer.kind != "dropout":
-            if layer.settings.get("dropout") and not is_dropout(layer):
-                remarks.append(f"{layer.name}: drops between its layers, and there is but one")
-            continue
-        if dropout_p(layer) is None:
-            remarks.append(f"{layer.name}: is off in training mode")
-        elif dropout_p(layer) == 0:
-            remarks.append(f"{layer.name}: p = 0 drops nothing")
-    draws = subject.graph.training.draws
-    drawn = f"{listed(draws)} draws random numbers, which may make a dropout of its own"
-    return Selection(
-        found.live,
-        len(found.live),
-        (found.at | also.at).total(),
-        (*remarks, *_idle(subject, "dropout")),
-        drawn if draws else _unseen(subject),
-    )
-
-
 # They can average over the map with weights that nobody looks at.
 _SUMS = ("conv", "linear", "product", "scale", "sum", "unknown")
 
 
-def _global_pools(subject: Subject, keep: Callable[[Layer], bool]) -> Selection:
+def _global_pools(subject: Subject) -> tuple[list[Layer], list[str], str]:
+    """Return the averages over whole maps, what other averages are, and why there may be more."""
     program = subject.evaluation
-    found: list[Layer] = []
+    pools: list[Layer] = []
     remarks: list[str] = []
-    unseen = _unseen(subject)
+    unseen = ""
     averaged: dict[int, set[int]] = {}  # by value: the axes of the image that were averaged
     for layer in program.layers:
         rows = subject.rows.get(layer.name, ())
-        if layer.kind in ("mean", "avg_pool") and rows and keep(layer):
-            for row in rows:
-                unseen = unseen or row.problem
-                if len(layer.input_shape) > 1 and not any(units for units, _ in row.windows):
-                    unseen = unseen or f"what {layer.name} averages cannot be said"
-            why = _why_not(program, layer, rows, averaged)
+        if layer.kind in ("mean", "avg_pool") and rows:
+            spatial = [row for row in rows if any(units for units, _ in row.windows)]
+            unseen = unseen or next((row.problem for row in rows if row.problem), "")
+            if len(layer.input_shape) > 1 and len(spatial) < len(rows):
+                unseen = unseen or f"what {layer.name} averages cannot be said"
+            row = [*spatial, *rows][0]
+            here = {axis for axis in range(len(row.axes)) if _averages(row, axis)}
+            done = here | averaged.get(layer.inputs[0], set())
+            averaged |= dict.fromkeys(layer.outputs, done)
+            why = _why_not(program, layer, row, here, done)
             if why:
                 remarks.append(f"{layer.name}: {why}")
             else:
-                found.append(layer)
+                pools.append(layer)
         elif layer.kind in _SUMS and not _is_trained(subject, layer) and any(map(_ends, rows)):
             unseen = unseen or f"{layer.name} reads the whole map, and may average it"
         elif layer.kind in ("moves", "reshapes") and layer.inputs[0] in averaged:
             averaged |= dict.fromkeys(layer.outputs, averaged[layer.inputs[0]])
-    all_of_them = _sorted(program, found)
-    sorted_, gates = _without_gates(subject, program, all_of_them)
-    return Selection(
-        sorted_.live,
-        len(sorted_.live),
-        len(sorted_.ran),
-        (*remarks, *_dead(all_of_them), *_gating(gates), *_idle(subject, GLOBAL_AVERAGE_POOL)),
-        unseen,
-    )
+    return pools, remarks, unseen
 
 
 def _is_trained(subject: Subject, layer: Layer) -> bool:
@@ -279,46 +238,38 @@ def _is_trained(subject: Subject, layer: Layer) -> bool:
 
 
 def _why_not(
-    program: Program, layer: Layer, rows: Sequence[LayerField], averaged: dict[int, set[int]]
+    program: Program, layer: Layer, row: LayerField, here: set[int], done: set[int]
 ) -> str:
     """Return why an average is none over the whole map; empty if it is one."""
-    row = next((row for row in rows if any(units for units, _ in row.windows)), rows[0])
-    axes = range(len(row.axes))
-    here = {axis for axis in axes if _averages(row, axis)}
-    done = here | averaged.get(layer.inputs[0], set())
-    averaged |= dict.fromkeys(layer.outputs, done)
-    rest = [axis for axis in axes if axis not in done and _units_before(row, axis) != 1]
+    rest = [i for i, (units, _) in enumerate(row.windows) if i not in done and units != 1]
     if rest or not here:
-        return _what_else(row, rest)
+        return _what_else(row, bool(rest))
     if math.prod(layer.output_shape) == 1 < layer.input_shape[0]:
         return "averages the channels too"
-    padded = layer.settings.get("padding") not in (None, 0, (0,), (0, 0), (0, 0, 0))
+    padded = any(window.padding for window in layer.windows)
     counted = padded and layer.settings.get("count_include_pad", True)
     if layer.settings.get("divisor_override") is not None or counted:
         return "does not divide by the number of cells"
     maker = program.makers.get(layer.inputs[0])
     while maker is not None and maker.kind == "moves":
         maker = program.makers.get(maker.inputs[0])
-    if (
-        maker is not None
-        and maker.kind == "cut"
-        and maker.input_shape[1:] != maker.output_shape[1:]
-    ):
+    cut = maker is not None and maker.kind == "cut"
+    if maker is not None and cut and maker.input_shape[1:] != maker.output_shape[1:]:
         return f"averages a part: what {maker.name} cuts out"
     return ""
 
 
-def _what_else(row: LayerField, rest: Sequence[int]) -> str:
+def _what_else(row: LayerField, rest: bool) -> str:
     """Return what an average does that is not over the whole map."""
-    before = [_units_before(row, axis) for axis in range(len(row.axes))]
-    after = [axis.units for axis in row.axes]
-    if not any(before):
+    before = [units for units, _ in row.windows if units]
+    after = [axis.units or 1 for axis in row.axes]
+    if not before:
         return "does not average over places of the image"
-    cells = " x ".join(str(units) for units in before if units)
-    if all(units in (None, 1) for units in before):
+    cells = " x ".join(map(str, before))
+    if max(before) == 1:
         return f"has but {cells} cell to average"
-    if any(units is not None and units > 1 for units in after):
-        return f"is not global, it leaves {' x '.join(str(units or 1) for units in after)} cells"
+    if max(after) > 1:
+        return f"is not global, it leaves {' x '.join(map(str, after))} cells"
     windows = [window for _, window in row.windows if window is not None]
     if rest and windows:
         size = " x ".join(str(window.kernel) for window in windows)
@@ -328,18 +279,13 @@ def _what_else(row: LayerField, rest: Sequence[int]) -> str:
 
 def _ends(row: LayerField) -> bool:
     """Whether after a layer no place of the image is left, and before it there were several."""
-    before = [_units_before(row, axis) for axis in range(len(row.axes))]
     gone = all(axis.units in (None, 1) for axis in row.axes)
-    return gone and any(units is not None and units > 1 for units in before)
-
-
-def _units_before(row: LayerField, axis: int) -> int | None:
-    return row.windows[axis][0] if axis < len(row.windows) else None
+    return gone and any((units or 1) > 1 for units, _ in row.windows)
 
 
 def _averages(row: LayerField, axis: int) -> bool:
     """Whether all of several units along an axis of the image go into one."""
-    units, window = row.windows[axis] if row.windows else (None, None)
+    units, window = row.windows[axis]
     if units is None or units == 1 or row.axes[axis].units not in (None, 1):
         return False
     return window is None or (window.kernel >= units and window.dilation == 1)
