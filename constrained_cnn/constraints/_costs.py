@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 from constrained_cnn.budget import Budget, memory_timeline
 from constrained_cnn.budget._memory import ELEMENTS
 from constrained_cnn.constraints._measured import Measure, Measured
-from constrained_cnn.constraints._rule import check_text
+from constrained_cnn.constraints._rule import check_text, checked_by
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import check_choice
@@ -55,7 +54,7 @@ class Parameters(Measured):
     """
 
     kind: ClassVar[str] = "parameters"
-    count: str = field(default="total", metadata={"check": partial(check_choice, choices=_COUNTS)})
+    count: str = field(default="total", metadata=checked_by(check_choice, _COUNTS))
 
     @property
     def title(self) -> str:
@@ -149,7 +148,7 @@ class Memory(Measured):
 
     kind: ClassVar[str] = "memory"
     unit: ClassVar[str] = "B"
-    accounting: str = field(default="inference peak", metadata={"check": _check_accounting})
+    accounting: str = field(default="inference peak", metadata=checked_by(_check_accounting))
 
     @property
     def title(self) -> str:
@@ -201,7 +200,7 @@ class WeightBytes(Measured):
     unit: ClassVar[str] = "B"
     stored_as: str = field(
         default="as stored",
-        metadata={"check": partial(check_choice, choices=("as stored", "float32", "int8"))},
+        metadata=checked_by(check_choice, ("as stored", "float32", "int8")),
     )
 
     @property

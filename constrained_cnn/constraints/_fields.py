@@ -1,12 +1,12 @@
 """Rules on what the units of a network see."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from constrained_cnn.constraints._kinds import KINDS
 from constrained_cnn.constraints._measured import Measure, Measured
-from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._rule import Finding, Rule, checked_by, optional
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import InvalidInputError, check_choice
@@ -18,40 +18,46 @@ from constrained_cnn.receptive_field import (
 )
 
 
-def _check_layer(layer: object) -> None:
-    if layer is not None and (not isinstance(layer, str) or not layer):
-        raise InvalidInputError(f"layer={layer!r}: must be the path of a module")
+def _by_axes(numbers: Sequence[int]) -> str:
+    return " x ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
-def _title(layer: str | None) -> str:
-    return "receptive field" + (f" of {layer}" if layer else "")
+def _check_layer(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidInputError(f"{name}={value!r}: must be the path of a module")
+    return value
 
 
-def _measured(subject: Subject, layer: str | None) -> tuple[ReceptiveField, ...]:
-    """Return the fields, one for each image; raise if there is none."""
-    if layer is not None:
-        return (measure_receptive_field(subject.graph, layer=layer),)
-    if not subject.fields:
-        raise CannotTellError("no input is an image")
-    return subject.fields
+@dataclass(frozen=True, repr=False)
+class _OfLayer(Rule):
+    layer: str | None = field(default=None, metadata=checked_by(optional(_check_layer)))
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "receptive field" + (f" of {self.layer}" if self.layer else "")
+
+    def _fields(self, subject: Subject) -> tuple[ReceptiveField, ...]:
+        """Return the fields, one for each image; raise if there is none."""
+        if self.layer is not None:
+            return (measure_receptive_field(subject.graph, layer=self.layer),)
+        if not subject.fields:
+            raise CannotTellError("no input is an image")
+        return subject.fields
 
 
 def _evidence(fields: Sequence[ReceptiveField]) -> tuple[str, ...]:
     said = []
-    for number, field in enumerate(fields):
+    for number, of in enumerate(fields):
         which = f"image {number}: " if len(fields) > 1 else ""
-        gates = ", gates left out" if any(axis.is_gated for axis in field.axes) else ""
-        said.append(f"{which}at {field.layer}{gates}")
+        gates = ", gates left out" if any(axis.is_gated for axis in of.axes) else ""
+        said.append(f"{which}at {of.layer}{gates}")
     return tuple(said)
-
-
-def _by_axes(numbers: list[int]) -> str:
-    return " x ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
 @register_rule
 @dataclass(frozen=True, repr=False)
-class FieldSize(Measured):
+class FieldSize(_OfLayer, Measured):
     """The receptive field: how many input positions a unit sees, along each axis of the image.
 
     Attributes:
@@ -64,28 +70,18 @@ class FieldSize(Measured):
 
     kind: ClassVar[str] = "receptive_field"
     lowest: ClassVar[int | None] = 1
-    layer: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_layer(self.layer)
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return _title(self.layer)
 
     def measure(self, subject: Subject) -> Measure:
         """Return its size along each axis."""
-        fields = _measured(subject, self.layer)
-        sizes = [[axis.seen_size for axis in field.axes] for field in fields]
+        fields = self._fields(subject)
+        sizes = [[axis.seen_size for axis in of.axes] for of in fields]
         said = ", ".join(map(_by_axes, sizes))
         return Measure(tuple(size for each in sizes for size in each), _evidence(fields), said)
 
 
 @register_rule
 @dataclass(frozen=True, repr=False)
-class CoversInput(Rule):
+class CoversInput(_OfLayer):
     """The receptive field is at least as large as the image, along each axis.
 
     Attributes:
@@ -97,27 +93,16 @@ class CoversInput(Rule):
     """
 
     kind: ClassVar[str] = "covers_input"
-    layer: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_layer(self.layer)
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return _title(self.layer)
-
     required = "at least the image"
 
     def find(self, subject: Subject) -> Finding:
         """Return whether it is so large."""
-        fields = _measured(subject, self.layer)
-        margin = min(axis.seen_size - axis.length for field in fields for axis in field.axes)
+        fields = self._fields(subject)
+        margin = min(axis.seen_size - axis.length for of in fields for axis in of.axes)
         said = ", ".join(
-            f"{_by_axes([axis.seen_size for axis in field.axes])} of "
-            f"{_by_axes([axis.length for axis in field.axes])}"
-            for field in fields
+            f"{_by_axes([axis.seen_size for axis in of.axes])} of "
+            f"{_by_axes([axis.length for axis in of.axes])}"
+            for of in fields
         )
         excess = f"{-margin} under" if margin < 0 else ""
         return self.finding(
@@ -144,13 +129,8 @@ class FieldAtPools(Measured):
 
     kind: ClassVar[str] = "field_at_pools"
     lowest: ClassVar[int | None] = 1
-    counted: str = "stage"
-    pools: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("counted", self.counted, ("stage", "image"))
-        check_choice("pools", self.pools, ("max", "every"))
+    counted: str = field(default="stage", metadata=checked_by(check_choice, ("stage", "image")))
+    pools: str = field(default="max", metadata=checked_by(check_choice, ("max", "every")))
 
     @property
     def title(self) -> str:
@@ -162,12 +142,12 @@ class FieldAtPools(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return the size at each pool, along each axis."""
         subject.check_known()
-        word = "max_pool" if self.pools == "max" else "pool"
+        is_meant = KINDS["max_pool" if self.pools == "max" else "pool"]
         program = subject.evaluation
         live = [
             layer.name
-            for layer in program.layers
-            if KINDS[word](layer) and program.is_live(layer) and layer.begins_stage
+            for layer in filter(is_meant, program.layers)
+            if program.is_live(layer) and layer.begins_stage
         ]
         rows = [row for sheet in subject.sheets for row in sheet.pools if row.name in live]
         missing = set(live).difference(row.name for row in rows)

@@ -1,5 +1,6 @@
 """Find the line of a TOML text that something was said in; the parser does not tell."""
 
+import bisect
 import itertools
 import re
 import tomllib
@@ -12,7 +13,6 @@ Path = Sequence[str | int]
 def line_of(text: str, path: Path) -> int | None:
     r"""Return the line in which something was said; None if it cannot be found.
 
-    The table is found first, then its lines are read one after another until the path is there.
     What is said over several lines, as a list of tables can be, is looked through for the last key.
 
     Args:
@@ -30,53 +30,29 @@ def line_of(text: str, path: Path) -> int | None:
         path = path[:-1]
     if not path:
         return None
-    first, last = _table_of(lines, path)
-    complete = first  # lines up to which all that was begun is ended
-    for number in range(first + 1, last + 1):
-        content = _parsed(lines[:number])
-        if content is None:
+    last = bisect.bisect_left(
+        range(len(lines)), True, key=lambda number: _holds(_read(lines[:number])[0], path)
+    )
+    first = _read(lines[: last - 1])[1]
+    return first + _within(lines[first:last], path)
+
+
+def _read(lines: Sequence[str]) -> tuple[Mapping[str, Any], int]:
+    """Return what the first lines say, and how many are read: all but a statement cut short."""
+    for number in range(len(lines), 0, -1):
+        try:
+            return tomllib.loads("\n".join(lines[:number])), number
+        except ValueError:
             continue
-        if _holds(content, path):
-            return complete + _within(lines[complete:number], path)
-        complete = number
-    return None
-
-
-def _table_of(lines: Sequence[str], path: Path) -> tuple[int, int]:
-    """Return the lines, from and to, of the table in which a path is said first."""
-    heads = [number for number, line in enumerate(lines) if line.lstrip().startswith("[")]
-    cuts = [0, *heads, len(lines)]
-    low, high = 0, len(cuts) - 1  # at low the path is not there yet, at high it is
-    while high - low > 1:
-        middle = (low + high) // 2
-        content = _parsed(lines[: cuts[middle]])
-        if content is None:  # it is no head, but a line of a list or a text
-            del cuts[middle]
-            high -= 1
-        elif _holds(content, path):
-            high = middle
-        else:
-            low = middle
-    return cuts[low], cuts[high]
-
-
-def _parsed(lines: Sequence[str]) -> Mapping[str, Any] | None:
-    try:
-        return tomllib.loads("\n".join(lines))
-    except ValueError:
-        return None
+    return {}, 0
 
 
 def _holds(content: Any, path: Path) -> bool:
     for key in path:
-        if isinstance(key, int):
-            if not isinstance(content, list) or len(content) <= key:
-                return False
+        try:
             content = content[key]
-        elif not isinstance(content, Mapping) or key not in content:
+        except (LookupError, TypeError):
             return False
-        else:
-            content = content[key]
     return True
 
 
@@ -85,7 +61,7 @@ def _within(lines: Sequence[str], path: Path) -> int:
     keys = [key for key in path if isinstance(key, str)]
     numbers = [key for key in path if isinstance(key, int)]
     if len(lines) == 1 or not keys or not numbers:
-        return len(lines) if len(lines) == 1 else 1
+        return 1
     # Of tables in a list: the one of that number begins with so many braces.
     opened = itertools.accumulate(line.count("{") for line in lines)
     first = next((number for number, braces in enumerate(opened) if braces > numbers[-1]), 0)

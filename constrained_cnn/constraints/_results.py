@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from typing import ClassVar
 
 from constrained_cnn.constraints._measured import Measure, Measured, say
@@ -14,7 +13,7 @@ from constrained_cnn.constraints._records import (
     is_number,
     said_of,
 )
-from constrained_cnn.constraints._rule import Finding, Rule, check_text, optional
+from constrained_cnn.constraints._rule import Finding, Rule, check_text, checked_by, optional
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import (
@@ -39,10 +38,8 @@ class _OfAccuracy(Measured):
     of_run: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
     whole: ClassVar[bool] = False
-    data: str | None = field(default=None, metadata={"check": optional(check_text)})
-    of: str = field(
-        default="test", metadata={"check": partial(check_choice, choices=("test", "validation"))}
-    )
+    data: str | None = field(default=None, metadata=checked_by(optional(check_text)))
+    of: str = field(default="test", metadata=checked_by(check_choice, ("test", "validation")))
 
     def _checked(self, name: str, value: int | float) -> int | float:
         number = check_number(name, value, minimum=0.0, maximum=100.0)
@@ -117,9 +114,7 @@ class Accuracy(_OfAccuracy):
     """
 
     kind: ClassVar[str] = "accuracy"
-    over_seeds: str = field(
-        default="each", metadata={"check": partial(check_choice, choices=("each", "mean"))}
-    )
+    over_seeds: str = field(default="each", metadata=checked_by(check_choice, ("each", "mean")))
 
     @property
     def title(self) -> str:
@@ -212,7 +207,7 @@ class LastEpochs(_OfAccuracy):
     """
 
     kind: ClassVar[str] = "last_epochs"
-    last: int = field(metadata={"check": partial(check_integer, minimum=1)})
+    last: int = field(metadata=checked_by(check_integer, minimum=1))
 
     @property
     def title(self) -> str:

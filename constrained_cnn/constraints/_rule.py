@@ -72,6 +72,11 @@ def check_text(name: str, value: object) -> str:
     return value
 
 
+def checked_by(check: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Return the metadata of a field that gets what a check makes of its name and value."""
+    return {"check": lambda name, value: check(name, value, *arguments, **options)}
+
+
 def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     """Return a check that lets None pass."""
     return lambda name, value: None if value is None else check(name, value)
@@ -95,7 +100,7 @@ class Rule(abc.ABC):
 
     kind: ClassVar[str] = ""
     of_run: ClassVar[bool] = False
-    name: str = field(default="", metadata={"check": check_text})
+    name: str = field(default="", metadata=checked_by(check_text))
 
     def __post_init__(self) -> None:
         for part in dataclasses.fields(self):
@@ -218,7 +223,7 @@ class _Joined(Rule):
         of: The rules.
     """
 
-    of: Sequence[Rule] = field(metadata={"check": _check_rules})
+    of: Sequence[Rule] = field(metadata=checked_by(_check_rules))
 
     @staticmethod
     @abc.abstractmethod
@@ -303,7 +308,7 @@ class Not(Rule):
     """
 
     kind: ClassVar[str] = "not"
-    of: Rule = field(metadata={"check": _check_rule})
+    of: Rule = field(metadata=checked_by(_check_rule))
 
     @property
     def title(self) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 from constrained_cnn.constraints._measured import Measure, Measured
@@ -13,7 +12,7 @@ from constrained_cnn.constraints._records import (
     numbers_of,
     said_of,
 )
-from constrained_cnn.constraints._rule import Finding, Rule, check_text, optional
+from constrained_cnn.constraints._rule import Finding, Rule, check_text, checked_by, optional
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.constraints._verdict import Verdict
@@ -77,7 +76,7 @@ class BatchSize(Measured):
         return Measure(tuple(said_of(run, "config", "batch_size", int) for run in subject.runs))
 
 
-_AMOUNT = {"check": partial(check_number, minimum=0.0)}
+_AMOUNT = checked_by(check_number, minimum=0.0)
 
 
 @register_rule
@@ -168,9 +167,9 @@ class Normalisation(Rule):
     kind: ClassVar[str] = "normalisation"
     of_run: ClassVar[bool] = True
     title = "normalisation"
-    mean: Sequence[float] = field(metadata={"check": _check_numbers})
-    std: Sequence[float] = field(metadata={"check": _check_numbers})
-    data: str | None = field(default=None, metadata={"check": optional(check_text)})
+    mean: Sequence[float] = field(metadata=checked_by(_check_numbers))
+    std: Sequence[float] = field(metadata=checked_by(_check_numbers))
+    data: str | None = field(default=None, metadata=checked_by(optional(check_text)))
     within: float = field(default=5e-5, metadata=_AMOUNT)
 
     def __post_init__(self) -> None:
@@ -220,9 +219,9 @@ class DataSet(Rule):
     kind: ClassVar[str] = "data_set"
     of_run: ClassVar[bool] = True
     title = "data set"
-    data: str = field(metadata={"check": check_text})
-    train_checksum: str | None = field(default=None, metadata={"check": optional(check_text)})
-    test_checksum: str | None = field(default=None, metadata={"check": optional(check_text)})
+    data: str = field(metadata=checked_by(check_text))
+    train_checksum: str | None = field(default=None, metadata=checked_by(optional(check_text)))
+    test_checksum: str | None = field(default=None, metadata=checked_by(optional(check_text)))
 
     @property
     def required(self) -> str:
