@@ -1,8 +1,9 @@
 """Rules on the layers that run: which, how many, dropout, padding."""
 
 import struct
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
 
 from constrained_cnn.constraints._kinds import (
     KINDS,
@@ -14,7 +15,7 @@ from constrained_cnn.constraints._kinds import (
     windows_of,
 )
 from constrained_cnn.constraints._measured import Measure, Measured
-from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._rule import Finding, Rule, checked_by, optional
 from constrained_cnn.constraints._select import select
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
@@ -30,38 +31,36 @@ from constrained_cnn.graph import Layer, Program
 Cells = int | tuple[int, ...] | None
 Pads = tuple[tuple[int, int], ...]
 
-_WIDEST = 10**6
 # What dropouts may drop.
 DROPS = ("elementwise", "channel", "alpha", "channel alpha", "attention", "recurrent")
 
 
-def check_cells(name: str, value: Cells) -> Cells:
-    """Return a number of cells, or one for each axis, as it is; raise if it is neither."""
+def check_cells(name: str, value: Any) -> Cells:
+    """Return None, a number of cells, or one for each axis, as it is; raise if it is none."""
+    check = partial(check_integer, name, minimum=0, maximum=10**6)
     if value is None:
         return None
     if isinstance(value, list | tuple) and value:
-        return tuple(check_integer(name, cells, minimum=0, maximum=_WIDEST) for cells in value)
+        return tuple(map(check, value))
     try:
-        return check_integer(name, value, minimum=0, maximum=_WIDEST)
+        return check(value)
     except InvalidInputError as error:
         raise InvalidInputError(f"{error}, or one for each axis, such as [3, 1]") from error
 
 
 def is_of_size(found: tuple[int, ...], wanted: Cells) -> bool:
     """Return whether cells along each axis are those wanted; None wants none in particular."""
-    if wanted is None:
-        return True
-    return bool(found) and found == _along_each(wanted, len(found))
-
-
-def _along_each(cells: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    return cells if isinstance(cells, tuple) else (cells,) * axes
+    return wanted is None or (bool(found) and found == _per_axis(wanted, len(found)))
 
 
 def has_kernel(layer: Layer, wanted: Cells) -> bool:
     """Return whether a layer slides a window of a kernel; None wants none in particular."""
     windows = windows_of(layer)
-    return bool(windows) and is_of_size(tuple(one.kernel for one in windows), wanted)
+    return bool(windows) and is_of_size(tuple(window.kernel for window in windows), wanted)
+
+
+def _per_axis(cells: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return cells if isinstance(cells, tuple) else (cells,) * axes
 
 
 def say_cells(cells: Cells) -> str:
@@ -71,9 +70,7 @@ def say_cells(cells: Cells) -> str:
         >>> say_cells(3), say_cells((3, 1)), say_cells(None)
         ('3x3 ', '3x1 ', '')
     """
-    if cells is None:
-        return ""
-    return "x".join(map(str, cells if isinstance(cells, tuple) else (cells, cells))) + " "
+    return "" if cells is None else "x".join(map(str, _per_axis(cells, 2))) + " "
 
 
 _CONVS = ("conv", "depthwise", "dilated")
@@ -123,21 +120,15 @@ class Count(Measured):
     """
 
     kind: ClassVar[str] = "count"
-    layer: str
-    kernel: Cells = None
-    stride: Cells = None
-    dilation: Cells = None
-    bias: bool | None = None
-    narrows: bool | None = None
+    layer: str = field(metadata=checked_by(check_word))
+    kernel: Cells = field(default=None, metadata=checked_by(check_cells))
+    stride: Cells = field(default=None, metadata=checked_by(check_cells))
+    dilation: Cells = field(default=None, metadata=checked_by(check_cells))
+    bias: bool | None = field(default=None, metadata=checked_by(optional(check_flag)))
+    narrows: bool | None = field(default=None, metadata=checked_by(optional(check_flag)))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_word("layer", self.layer)
-        for name in ("kernel", "stride", "dilation"):
-            object.__setattr__(self, name, check_cells(name, getattr(self, name)))
-        for name in ("bias", "narrows"):
-            if getattr(self, name) is not None:
-                check_flag(name, getattr(self, name))
         for name, kinds in _HAVE.items():
             if getattr(self, name) is not None and self.layer not in kinds:
                 raise InvalidInputError(
@@ -149,10 +140,9 @@ class Count(Measured):
     def title(self) -> str:
         """What it is about."""
         said = f"{say_cells(self.kernel)}{self.layer}"
-        if self.stride is not None:
-            said += f", stride {say_cells(self.stride).strip()}"
-        if self.dilation is not None:
-            said += f", dilation {say_cells(self.dilation).strip()}"
+        for name in ("stride", "dilation"):
+            if getattr(self, name) is not None:
+                said += f", {name} {say_cells(getattr(self, name)).strip()}"
         if self.bias is not None:
             said += " with bias" if self.bias else " without bias"
         if self.narrows is not None:
@@ -181,12 +171,10 @@ class Count(Measured):
             if not is_of_size(sizes, getattr(self, name)):
                 return False
         has_bias = bool(layer.settings.get("bias", layer.work is not None and layer.work.bias > 0))
-        if self.bias is not None and has_bias != self.bias:
+        if self.bias not in (None, has_bias):
             return False
-        if self.narrows is None:
-            return True
-        given, made = channels(layer)
-        return (made < given) == self.narrows
+        given, made = channels(layer) if self.narrows is not None else (0, 0)
+        return self.narrows in (None, made < given)
 
 
 @register_rule
@@ -209,18 +197,12 @@ class Dropout(Rule):
     """
 
     kind: ClassVar[str] = "dropout"
-    p: float
-    drops: str | None = None
-    off_in_evaluation: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "p", check_probability("p", self.p))
-        if self.drops is not None:
-            check_choice("drops", self.drops, DROPS)
-        check_flag("off_in_evaluation", self.off_in_evaluation)
-
     title = "dropout p"
+    p: float = field(metadata=checked_by(check_probability))
+    drops: str | None = field(
+        default=None, metadata=checked_by(optional(partial(check_choice, choices=DROPS)))
+    )
+    off_in_evaluation: bool = field(default=True, metadata=checked_by(check_flag))
 
     @property
     def required(self) -> str:
@@ -230,30 +212,41 @@ class Dropout(Rule):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether every one drops with that probability."""
-        every = [(layer, dropout_p(layer)) for layer in subject.training.layers]
-        running = [(layer, p) for layer, p in every if p is not None]
+        running = [layer for layer in subject.training.layers if dropout_p(layer) is not None]
         still_on = [layer.name for layer in subject.evaluation.layers if is_dropout(layer)]
-        found: dict[str, list[str]] = {}
-        for layer, p in running:
-            if _rounded(p) != _rounded(self.p) or self.drops not in (None, layer.drops):
-                found.setdefault(f"p = {p:.10g}, {layer.drops}", []).append(layer.name)
+        kinds: dict[str, list[Layer]] = {}
+        for layer in running:
+            kinds.setdefault(f"p = {dropout_p(layer):.10g}, {layer.drops}", []).append(layer)
+        wrong = [
+            f"{listed(layer.name for layer in layers)}: {said}"
+            for said, layers in kinds.items()
+            if not self._allows(layers[0])
+        ]
         if self.off_in_evaluation and still_on:
-            found["drops in evaluation mode too"] = still_on
-        wrong = [f"{listed(names)}: {said}" for said, names in found.items()]
-        kinds = dict.fromkeys(f"p = {p:.10g}, {layer.drops}" for layer, p in running)
+            wrong.append(f"{listed(still_on)}: drops in evaluation mode too")
         measured = "; ".join(kinds) or "no dropout runs"
         selection = select(subject, "dropout")
-        if wrong:
-            return self.finding(False, measured, evidence=tuple(wrong))
-        if selection.open:
+        if selection.open and not wrong:
             raise CannotTellError(selection.open)
-        return self.finding(True, measured, evidence=selection.evidence)
+        return self.finding(not wrong, measured, evidence=tuple(wrong) or selection.evidence)
+
+    def _allows(self, layer: Layer) -> bool:
+        same = _rounded(dropout_p(layer) or 0.0) == _rounded(self.p)
+        return same and self.drops in (None, layer.drops)
 
 
 def _rounded(p: float) -> float:
     """Return a probability as a float of 32 bits holds it."""
     rounded: float = struct.unpack("f", struct.pack("f", p))[0]
     return rounded
+
+
+def _check_padding(name: str, value: Any) -> Cells | str:
+    if value == "same":
+        return "same"
+    if value is None or isinstance(value, str):
+        raise InvalidInputError(f"{name}={value!r}: must be a number of cells, or 'same'")
+    return check_cells(name, value)
 
 
 @register_rule
@@ -274,16 +267,8 @@ class Padding(Rule):
     """
 
     kind: ClassVar[str] = "padding"
-    cells: Cells | str
-    kernel: Cells = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cells is None or (isinstance(self.cells, str) and self.cells != "same"):
-            raise InvalidInputError(f"cells={self.cells!r}: must be a number of cells, or 'same'")
-        if not isinstance(self.cells, str):
-            object.__setattr__(self, "cells", check_cells("cells", self.cells))
-        object.__setattr__(self, "kernel", check_cells("kernel", self.kernel))
+    cells: Cells | str = field(metadata=checked_by(_check_padding))
+    kernel: Cells = field(default=None, metadata=checked_by(check_cells))
 
     @property
     def title(self) -> str:

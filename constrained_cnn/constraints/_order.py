@@ -3,8 +3,8 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from constrained_cnn.constraints._kinds import (
     KINDS,
@@ -17,7 +17,7 @@ from constrained_cnn.constraints._kinds import (
 )
 from constrained_cnn.constraints._layers import Cells, check_cells, has_kernel, say_cells
 from constrained_cnn.constraints._measured import Measure, Measured
-from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._rule import Finding, Rule, checked_by
 from constrained_cnn.constraints._select import only_gates, select
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
@@ -26,7 +26,6 @@ from constrained_cnn.graph import ACTIVATIONS, NORMS, POOLS, PRODUCTS, Layer, Pr
 
 # Of one layer the first of these is told.
 _TOLD = ("batch_norm", "norm", "relu", "activation", "dropout")
-_OF_A_COURSE = tuple(KINDS)
 _OF_A_BLOCK = (
     *("relu", "activation", "batch_norm", "group_norm", "instance_norm", "layer_norm", "norm"),
     "dropout",
@@ -41,6 +40,16 @@ def last_convs(subject: Subject, program: Program) -> tuple[Layer, ...]:
     return tuple(
         layer for layer in convs if not any(one in convs for one in behind[layer.outputs[0]])
     )
+
+
+def _check_order(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or list(value)[:1] != ["conv"]:
+        raise InvalidInputError(
+            f"{name}={value!r}: must be a list of kinds of layers that begins with 'conv'"
+        )
+    for word in value[1:]:
+        check_word(name, str(word).removesuffix("?"), _OF_A_BLOCK)
+    return tuple(value)
 
 
 @register_rule
@@ -63,21 +72,9 @@ class BlockOrder(Rule):
     """
 
     kind: ClassVar[str] = "block_order"
-    order: Sequence[str]
-    kernel: Cells = None
-    but_last: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.order, list | tuple) or list(self.order)[:1] != ["conv"]:
-            raise InvalidInputError(
-                f"order={self.order!r}: must be a list of kinds of layers that begins with 'conv'"
-            )
-        for word in self.order[1:]:
-            check_word("order", str(word).removesuffix("?"), _OF_A_BLOCK)
-        object.__setattr__(self, "order", tuple(self.order))
-        object.__setattr__(self, "kernel", check_cells("kernel", self.kernel))
-        check_flag("but_last", self.but_last)
+    order: Sequence[str] = field(metadata=checked_by(_check_order))
+    kernel: Cells = field(default=None, metadata=checked_by(check_cells))
+    but_last: bool = field(default=True, metadata=checked_by(check_flag))
 
     @property
     def title(self) -> str:
@@ -163,6 +160,12 @@ def _told(layer: Layer) -> str:
     return next((word for word in _TOLD if KINDS[word](layer)), layer.op)
 
 
+def _check_avoid(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise InvalidInputError(f"{name}={value!r}: must be a list of kinds of layers")
+    return tuple(check_word(name, word, tuple(KINDS)) for word in value)
+
+
 @register_rule
 @dataclass(frozen=True, repr=False)
 class CleanPrediction(Rule):
@@ -180,17 +183,10 @@ class CleanPrediction(Rule):
     """
 
     kind: ClassVar[str] = "clean_prediction"
-    avoid: Sequence[str] = ("activation", "norm", "dropout")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.avoid, list | tuple) or not self.avoid:
-            raise InvalidInputError(f"avoid={self.avoid!r}: must be a list of kinds of layers")
-        for word in self.avoid:
-            check_word("avoid", word, _OF_A_COURSE)
-        object.__setattr__(self, "avoid", tuple(self.avoid))
-
     title = "from the last conv on"
+    avoid: Sequence[str] = field(
+        default=("activation", "norm", "dropout"), metadata=checked_by(_check_avoid)
+    )
 
     @property
     def required(self) -> str:
@@ -208,11 +204,10 @@ class CleanPrediction(Rule):
             if not last:
                 raise CannotTellError("no convolution runs")
             begin |= {layer.name: layer for layer in last}
-            zone |= {layer.name: layer for layer in program.reached_from(last)}
-            for layer in program.reached_from(last):
-                word = next((word for word in self.avoid if KINDS[word](layer)), None)
-                if word is not None:
-                    found[layer.name] = _told(layer)
+            after = program.reached_from(last)
+            zone |= {layer.name: layer for layer in after}
+            avoided = (one for one in after if any(KINDS[word](one) for word in self.avoid))
+            found |= {layer.name: _told(layer) for layer in avoided}
         if found:
             evidence = (f"from {listed(begin)} on: {listed(found)}",)
             return self.finding(False, ", ".join(dict.fromkeys(found.values())), evidence=evidence)
@@ -259,11 +254,7 @@ class Distance(Measured):
     """
 
     kind: ClassVar[str] = "distance"
-    layer: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_word("layer", self.layer, _OF_A_COURSE)
+    layer: str = field(metadata=checked_by(check_word, tuple(KINDS)))
 
     @property
     def title(self) -> str:
@@ -316,11 +307,7 @@ class ConvsBeforePool(Measured):
     """
 
     kind: ClassVar[str] = "convs_before_pool"
-    kernel: Cells = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "kernel", check_cells("kernel", self.kernel))
+    kernel: Cells = field(default=None, metadata=checked_by(check_cells))
 
     @property
     def title(self) -> str:
