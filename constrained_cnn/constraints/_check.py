@@ -120,11 +120,7 @@ def _records(run: Any) -> tuple[RunRecord, ...]:
         raise InvalidInputError(
             f"run={run!r}: must be a RunRecord, or a list of them; RunRecord.load reads one"
         )
-    different: list[RunRecord] = []
-    for record in records:
-        if record not in different:
-            different.append(record)
-    return tuple(different)
+    return tuple(record for i, record in enumerate(records) if record not in records[:i])
 
 
 def _graph(

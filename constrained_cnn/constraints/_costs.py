@@ -13,16 +13,11 @@ from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import check_choice
 from constrained_cnn.table import say_kib
 
-_HEAVIEST = 5
 _COUNTS = ("total", "trainable", "frozen", "deployed", "unused", "buffers")
 
 
-def heaviest(costs: Iterable[tuple[str, int]], count: int = _HEAVIEST) -> str:
+def heaviest(costs: Iterable[tuple[str, int]]) -> str:
     """Return the layers with the largest share of a cost, in words.
-
-    Args:
-        costs: Name and cost of each layer.
-        count: How many layers to name.
 
     Examples:
         >>> heaviest([("a: conv2d", 90), ("b: conv2d", 10), ("c: relu", 0)])
@@ -30,7 +25,7 @@ def heaviest(costs: Iterable[tuple[str, int]], count: int = _HEAVIEST) -> str:
     """
     every = [(name, cost) for name, cost in costs if cost]
     total = sum(cost for _, cost in every)
-    top = sorted(every, key=lambda pair: -pair[1])[:count]
+    top = sorted(every, key=lambda pair: -pair[1])[:5]
     said = [f"{name} {cost:,} ({100 * cost / total:.0f} %)" for name, cost in top]
     return f"heaviest: {', '.join(said)}" if said else ""
 

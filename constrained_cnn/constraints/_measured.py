@@ -1,7 +1,6 @@
 """Rules that put limits to a number, or to several of one kind."""
 
 import abc
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,19 +76,8 @@ class Measured(Rule):
                 object.__setattr__(self, name, self._checked(name, getattr(self, name)))
         allowed = tuple(self._checked("one_of", number) for number in self.one_of)
         object.__setattr__(self, "one_of", allowed)
-        self._check_together()
-
-    def _checked(self, name: str, value: Number) -> Number:
-        lowest = 0 if name == "within" else self.lowest
-        check = check_integer if self.whole else check_number
-        number = check(name, value, minimum=lowest)
-        if abs(number) > _MOST:
-            raise InvalidInputError(f"{name}={say_value(number)}: must be at most {_MOST:,}")
-        return number
-
-    def _check_together(self) -> None:
-        given = [self.at_least, self.at_most, self.exactly, self.near, *self.one_of]
-        if all(limit is None for limit in given):
+        limits = self.limits
+        if limits == Limits(within=self.within):
             raise InvalidInputError(
                 "no limit is given; give at_least, at_most, exactly, one_of, or near and within"
             )
@@ -98,21 +86,20 @@ class Measured(Rule):
                 f"near={self.near!r}, within={self.within!r}: near says what to be near to and "
                 "within how far is near enough; give both"
             )
-        low, high = self.limits.bounds
+        low, high = limits.bounds
         only = self.one_of if self.exactly is None else (self.exactly,)
-        if low > high or (only and not any(map(self.limits.allow, only))):
-            raise InvalidInputError(
-                f"{self._limits_said}: contradict each other: no number is allowed"
-            )
+        if low > high or (only and not any(map(limits.allow, only))):
+            given = {name: value for name, value in vars(limits).items() if value not in (None, ())}
+            said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            raise InvalidInputError(f"{said}: contradict each other: no number is allowed")
 
-    @property
-    def _limits_said(self) -> str:
-        said = []
-        for part in dataclasses.fields(Limits):
-            value = getattr(self, part.name)
-            if value not in (None, ()):
-                said.append(f"{part.name}={value!r}")
-        return ", ".join(said)
+    def _checked(self, name: str, value: Number) -> Number:
+        lowest = 0 if name == "within" else self.lowest
+        check = check_integer if self.whole else check_number
+        number = check(name, value, minimum=lowest)
+        if abs(number) > _MOST:
+            raise InvalidInputError(f"{name}={say_value(number)}: must be at most {_MOST:,}")
+        return number
 
     @property
     def limits(self) -> "Limits":
@@ -137,15 +124,18 @@ class Measured(Rule):
     def find(self, subject: Subject) -> Finding:
         """Return whether each number lies within the limits."""
         found = self.measure(subject)
-        verdict, margin = self.limits.judge(found.values, at_least=found.at_least)
         said = found.said or ", ".join(dict.fromkeys(map(self.say, found.values))) or "none"
-        if found.at_least:
-            said = f"at least {said}"
-        if found.unknown and verdict is not Verdict.FAIL:
+        said = f"at least {said}" if found.at_least else said
+        verdict, margin = self.limits.judge(found.values, at_least=found.at_least)
+        if verdict is Verdict.FAIL:
+            excess = self.limits.excess(found.values, self.say)
+            return self.finding(
+                verdict, said, margin=margin, excess=excess, evidence=found.evidence
+            )
+        if found.unknown:
             evidence = (*found.evidence, found.unknown)
             return self.finding(Verdict.CANNOT_TELL, said, evidence=evidence)
-        excess = self.limits.excess(found.values, self.say) if verdict is Verdict.FAIL else ""
-        return self.finding(verdict, said, margin=margin, excess=excess, evidence=found.evidence)
+        return self.finding(verdict, said, margin=margin, evidence=found.evidence)
 
 
 def _exact(number: Number) -> Exact:
@@ -154,8 +144,7 @@ def _exact(number: Number) -> Exact:
 
 
 def _plain(number: Exact) -> Number:
-    whole = isinstance(number, Fraction) and number.denominator == 1
-    return int(number) if whole or isinstance(number, int) else float(number)
+    return int(number) if isinstance(number, int | Fraction) and number % 1 == 0 else float(number)
 
 
 @dataclass(frozen=True)
@@ -172,10 +161,8 @@ class Limits:
     @property
     def bounds(self) -> tuple[Exact, Exact]:
         """The smallest and the largest number that every limit but ``one_of`` allows."""
-        low = [self.at_least, self.exactly]
-        high = [self.at_most, self.exactly]
-        lows = [_exact(number) for number in low if number is not None]
-        highs = [_exact(number) for number in high if number is not None]
+        lows = [_exact(one) for one in (self.at_least, self.exactly) if one is not None]
+        highs = [_exact(one) for one in (self.at_most, self.exactly) if one is not None]
         if self.near is not None and self.within is not None:
             lows.append(_exact(self.near) - _exact(self.within))
             highs.append(_exact(self.near) + _exact(self.within))
@@ -205,17 +192,13 @@ class Limits:
             at_least: Whether they are but lower bounds.
         """
         margin = min(map(self.margin, numbers), default=None)
-        if margin in (math.inf, -math.inf):
-            margin = None
+        kept = margin is None or margin >= 0
         if not at_least:
-            kept = all(map(self.allow, numbers))
             return (Verdict.PASS if kept else Verdict.FAIL), margin
-        low, high = self.bounds
-        high = min(high, max(map(_exact, self.one_of), default=math.inf))
-        if any(_exact(number) > high for number in numbers):
+        highest = min(self.bounds[1], max(map(_exact, self.one_of), default=math.inf))
+        if any(_exact(number) > highest for number in numbers):
             return Verdict.FAIL, margin
-        enough = all(_exact(number) >= low for number in numbers)
-        kept = high == math.inf and not self.one_of and enough
+        kept = kept and highest == math.inf
         return (Verdict.PASS if kept else Verdict.CANNOT_TELL), margin if kept else None
 
     def excess(self, numbers: Sequence[Number], say_number: Saying) -> str:

@@ -50,19 +50,20 @@ def constraints_from_dict(content: Mapping[str, Any], *, name: str = "rules") ->
         'at most 20,000'
     """
     if not isinstance(content, Mapping):
-        raise InvalidInputError("constraints: must be a table of name, about, extends and rules")
+        raise SpecError("constraints: must be a table of name, about, extends and rules")
     with _at():
         check_known_keys("constraints", content, _KEYS)
     given = content.get("rules", [])
     if not isinstance(given, list | tuple):
         said = f"rules={say_value(given)}: must be a list of tables, [[rules]] in TOML"
         raise SpecError(said, ("rules",))
-    rules = []
+    rules: list[Rule] = []
     for number, one in enumerate(given):
         with _at("rules", number, say=f"rule {number + 1}: "):
-            rules.append(rule_from_dict(one))
-            if rules[-1].name in {rule.name for rule in rules[:-1] if rule.name}:
-                raise SpecError(f"2 rules have the name {rules[-1].name!r}; one may", ("name",))
+            rule = rule_from_dict(one)
+            if rule.name and rule.name in (other.name for other in rules):
+                raise SpecError(f"2 rules have the name {rule.name!r}; one may", ("name",))
+        rules.append(rule)
     own = {key: content[key] for key in ("name", "about") if key in content}
     base = content.get("extends")
     without = content.get("without", [])
@@ -73,13 +74,10 @@ def constraints_from_dict(content: Mapping[str, Any], *, name: str = "rules") ->
     with _at():
         if base is None:
             return Constraints(tuple(rules), **{"name": name, **own})
-        check_choice("extends", base, list_constraints())
-        extended = get_constraints(base)
-        if without:
-            extended = extended.without(*without)
-        if rules:
-            extended = extended + Constraints(tuple(rules))
-        return dataclasses.replace(extended, **{"name": name, **own})
+        mine = get_constraints(check_choice("extends", base, list_constraints()))
+        mine = mine.without(*without)
+        mine = mine + tuple(rules) if rules else mine
+        return dataclasses.replace(mine, **{"name": name, **own})
 
 
 class SpecError(InvalidInputError):
@@ -129,33 +127,27 @@ def rule_from_dict(content: Mapping[str, Any], *, _depth: int = 0) -> Rule:
     if "rule" not in content:
         raise SpecError(f"says no kind; give it under rule, one of {', '.join(rule_kinds())}")
     with _at():
+        given = {key: _frozen(value) for key, value in content.items() if key != "rule"}
         rule = find_rule(content["rule"])
-    kind = rule.kind
-    parts = dataclasses.fields(rule)
-    given = {key: value for key, value in content.items() if key != "rule"}
-    with _at():
-        check_known_keys(kind, given, [part.name for part in parts])
-    for part in parts:
+        check_known_keys(rule.kind, given, [part.name for part in dataclasses.fields(rule)])
+    for part in dataclasses.fields(rule):
         needed = part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
         if needed and part.name not in given:
-            raise SpecError(f"{kind}: {part.name} is missing")
-    if rule in (AllOf, AnyOf):
-        given["of"] = _several(kind, given["of"], _depth + 1)
-    elif rule is Not:
-        with _at("of", say=f"{kind}: "):
+            raise SpecError(f"{rule.kind}: {part.name} is missing")
+    say = f"{rule.kind}: "
+    if rule is Not:
+        with _at("of", say=say):
             given["of"] = rule_from_dict(given["of"], _depth=_depth + 1)
-    with _at(say=f"{kind}: "):
-        return rule(**{key: _frozen(value) for key, value in given.items()})
-
-
-def _several(kind: str, listed: Any, depth: int) -> tuple[Rule, ...]:
-    if not isinstance(listed, list | tuple):
-        raise SpecError(f"{kind}: of: must be a list of rules", ("of",))
-    rules = []
-    for number, one in enumerate(listed):
-        with _at("of", number, say=f"{kind}: "):
-            rules.append(rule_from_dict(one, _depth=depth))
-    return tuple(rules)
+    if rule in (AllOf, AnyOf):
+        if not isinstance(given["of"], tuple):
+            raise SpecError(f"{say}of: must be a list of rules", ("of",))
+        several = []
+        for number, one in enumerate(given["of"]):
+            with _at("of", number, say=say):
+                several.append(rule_from_dict(one, _depth=_depth + 1))
+        given["of"] = tuple(several)
+    with _at(say=say):
+        return rule(**given)
 
 
 def _frozen(value: Any) -> Any:
@@ -212,9 +204,8 @@ def load_constraints(path: str | os.PathLike[str]) -> Constraints:
             raise InvalidInputError(f"{str(file)!r} has no table [tool.{TABLE}]{hint}")
     try:
         return constraints_from_dict(content, name=default)
-    except InvalidInputError as error:
-        path_of = error.path if isinstance(error, SpecError) else ()
-        line = line_of(text, (*ahead, *path_of)) if path_of else None
+    except SpecError as error:
+        line = line_of(text, (*ahead, *error.path)) if error.path else None
         where = f"{file}, line {line}" if line else str(file)
         raise InvalidInputError(f"{where}: {error}") from error
 

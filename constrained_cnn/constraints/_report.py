@@ -63,15 +63,12 @@ class Report:
     @property
     def failed(self) -> tuple[Finding, ...]:
         """The findings of the rules that are broken."""
-        return self._of(Verdict.FAIL)
+        return tuple(finding for finding in self.judged if finding.verdict is Verdict.FAIL)
 
     @property
     def unclear(self) -> tuple[Finding, ...]:
         """The findings of the rules of which it cannot be told."""
-        return self._of(Verdict.CANNOT_TELL)
-
-    def _of(self, verdict: Verdict) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.judged if finding.verdict is verdict)
+        return tuple(finding for finding in self.judged if finding.verdict is Verdict.CANNOT_TELL)
 
     def raise_if_failed(self) -> None:
         """Raise if a rule is broken, or if of one it cannot be told.
@@ -100,7 +97,7 @@ class Report:
             )
             lines += [f"    {said}" for said in finding.evidence]
         lines = list(map(escape_controls, lines))
-        return "\n".join(lines if width is None else [_filled(line, width) for line in lines])
+        return "\n".join(lines if width is None else [_folded(line, width) for line in lines])
 
     def summary(self) -> str:
         """Return in one line how many rules are kept."""
@@ -109,11 +106,11 @@ class Report:
     @property
     def _summary(self) -> str:
         """The summary with all names as they are."""
-        kept = sum(finding.verdict is Verdict.PASS for finding in self.judged)
-        parts = [f"{kept} of {len(self.judged)} rules kept"]
-        parts += [f"{len(self.failed)} broken"] if self.failed else []
-        parts += [f"{len(self.unclear)} cannot be told"] if self.unclear else []
+        failed, unclear = len(self.failed), len(self.unclear)
         aside = len(self.findings) - len(self.judged)
+        parts = [f"{len(self.judged) - failed - unclear} of {len(self.judged)} rules kept"]
+        parts += [f"{failed} broken"] if failed else []
+        parts += [f"{unclear} cannot be told"] if unclear else []
         parts += [f"{aside} on a run, not judged without its record"] if aside else []
         return f"{self.model}: {', '.join(parts)} ({self._rules})"
 
@@ -127,14 +124,20 @@ class Report:
         Args:
             evidence: Whether what a verdict rests on is a column.
         """
-        columns = ("<verdict", "<rule", "<required", "<measured", "margin")
-        rows = tuple(_row(finding, evidence) for finding in self.findings)
+        columns = {
+            "<verdict": map(_sign, self.findings),
+            "<rule": (finding.rule.label for finding in self.findings),
+            "<required": (finding.required for finding in self.findings),
+            "<measured": (finding.measured for finding in self.findings),
+            "margin": map(_margin, self.findings),
+        }
+        if evidence:
+            columns["<evidence"] = ("; ".join(finding.evidence) for finding in self.findings)
         shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.input_shapes)
-        runs = f", {', '.join(self.runs)}" if self.runs else ""
         return Table(
-            (*columns, "<evidence") if evidence else columns,
-            rows,
-            title=f"{self.model} on {shapes}{runs}: {self._rules}",
+            tuple(columns),
+            tuple(zip(*columns.values(), strict=True)),
+            title=f"{self.model} on {', '.join([shapes, *self.runs])}: {self._rules}",
             may_go=("margin",),
             colours=tuple(map(_colour, self.findings)),
             coloured="verdict",
@@ -211,22 +214,10 @@ def _sign(finding: Finding) -> str:
     return _SIGNS[finding.verdict] if finding.judged else _NOT_JUDGED
 
 
-def _row(finding: Finding, evidence: bool) -> tuple[str, ...]:
-    cells = (
-        _sign(finding),
-        finding.rule.label,
-        finding.required,
-        finding.measured,
-        _margin(finding),
-    )
-    return (*cells, "; ".join(finding.evidence)) if evidence else cells
-
-
-def _filled(line: str, width: int) -> str:
-    """Return a line broken into several, those after the first set in further."""
-    indent = " " * (len(line) - len(line.lstrip()))
+def _folded(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
     return textwrap.fill(
-        line, width, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -238,5 +229,4 @@ def _margin(finding: Finding) -> str:
     if finding.margin is None:
         return ""
     unit = finding.rule.unit if isinstance(finding.rule, Measured) else ""
-    number = finding.margin
-    return ("+" if number > 0 else "") + say(number, unit)
+    return ("+" if finding.margin > 0 else "") + say(finding.margin, unit)

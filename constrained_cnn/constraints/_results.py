@@ -53,15 +53,13 @@ class _OfAccuracy(Measured):
     def _images(self) -> str:
         return f"{self.of} accuracy" + (f" on {self.data}" if self.data else "")
 
-    def _check_run(self, run: RunRecord) -> None:
+    def _final(self, run: RunRecord) -> Fraction | None:
+        """Return the accuracy after the last epoch, from the number of errors where it is known."""
         name = said_of(run, "data", "name", str)
         if self.data not in (None, name):
             raise CannotTellError(f"the run is on {name}, not on {self.data}")
         if run.status != "finished" or run.epochs < 1:
             raise CannotTellError(f"the run is not finished: {counted(run.epochs, 'epoch')} ran")
-
-    def _final(self, run: RunRecord) -> Fraction | None:
-        """Return the accuracy after the last epoch, from the number of errors where it is known."""
         errors = run.result.get(f"{self.of}_errors")
         part = run.data.get("test" if self.of == "test" else "held_out")
         samples = part.get("samples") if isinstance(part, Mapping) else None
@@ -79,23 +77,22 @@ class _OfAccuracy(Measured):
 
     def _curve(self, run: RunRecord) -> list[float | None]:
         """Return the accuracy after each epoch; None where it was not read on these images."""
-        held_out = run.data.get("held_out") is not None
-        read = held_out == (self.of == "validation")
+        final = self._final(run)
+        read = (run.data.get("held_out") is not None) == (self.of == "validation")
         found = [row.get("validation_accuracy") if read else None for row in run.history]
         # A mean over images is rounded where it was worked out; 9 digits are more than it has.
         curve = [round(float(value), 9) if is_number(value) else None for value in found]
-        final = self._final(run)
         if curve and curve[-1] is None and final is not None:
             curve[-1] = float(final)
         return curve
 
     def _measure(
-        self, values: Sequence[float | None], evidence: tuple[str, ...], unknown: str
+        self, known: Sequence[Fraction | float], unknown: str, evidence: tuple[str, ...] = ()
     ) -> Measure:
         """Return the numbers that are known; ``unknown`` says why others are not."""
-        known = tuple(value for value in values if value is not None)
-        said = ", ".join(map(self.say, known)) or "none read"
-        return Measure(known, evidence, said, unknown=unknown if len(known) < len(values) else "")
+        values = tuple(map(float, known))
+        said = ", ".join(map(self.say, values)) or "none read"
+        return Measure(values, evidence, said, unknown=unknown)
 
 
 @register_rule
@@ -123,34 +120,28 @@ class Accuracy(_OfAccuracy):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the accuracy of each run that has one, or the mean of all."""
-        found = self._each_run(subject)
-        unknown = next((why for value, why in found if value is None), "")
-        values = [value for value, _ in found]
-        said = [
-            f"after epoch {run.epochs}" if len(found) == 1 else why or say(float(value or 0), "%")
-            for run, (value, why) in zip(subject.runs, found, strict=True)
-        ]
-        evidence = () if unknown and len(found) == 1 else by_seed(subject, said)
-        if self.over_seeds == "each" or len(values) == 1:
-            every = [None if value is None else float(value) for value in values]
-            return self._measure(every, evidence, unknown)
+        found = [self._told(run) for run in subject.runs]
+        known = [value for value, why in found if not why]
+        unknown = next((why for _, why in found if why), "")
+        if len(found) == 1:
+            after = f"after epoch {subject.runs[0].epochs}"
+            return self._measure(known, unknown, () if unknown else (after,))
+        evidence = by_seed(subject, [why or self.say(float(value)) for value, why in found])
+        if self.over_seeds == "each":
+            return self._measure(known, unknown, evidence)
         if unknown:
             raise CannotTellError(unknown)
-        mean = sum(value for value in values if value is not None) / len(values)
-        return self._measure([float(mean)], evidence, "")
+        return self._measure([sum(known) / len(known)], "", evidence)
 
-    def _each_run(self, subject: Subject) -> list[tuple[Fraction | None, str]]:
-        """Return the accuracy of each run, or why it cannot be told."""
-        found: list[tuple[Fraction | None, str]] = []
-        for run in subject.runs:
-            try:
-                self._check_run(run)
-                final = self._final(run)
-                unread = f"the {self.of} images were not read after the last epoch"
-                found.append((final, unread if final is None else ""))
-            except CannotTellError as error:
-                found.append((None, str(error)))
-        return found
+    def _told(self, run: RunRecord) -> tuple[Fraction, str]:
+        """Return the accuracy of a run, and why it cannot be told; empty if it can."""
+        try:
+            final = self._final(run)
+        except CannotTellError as error:
+            return Fraction(), str(error)
+        if final is None:
+            return Fraction(), f"the {self.of} images were not read after the last epoch"
+        return final, ""
 
 
 @register_rule
@@ -178,7 +169,6 @@ class BestAccuracy(_OfAccuracy):
         """Return the best of each run; a lower bound where not every epoch was read."""
         best, said, whole = [], [], True
         for run in subject.runs:
-            self._check_run(run)
             known = [(value, i) for i, value in enumerate(self._curve(run), 1) if value is not None]
             if not known:
                 raise CannotTellError(f"the {self.of} images were not read")
@@ -216,21 +206,20 @@ class LastEpochs(_OfAccuracy):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the accuracy after each of them that was read."""
-        values: list[float | None] = []
+        known: list[float] = []
         unknown = ""
         for run in subject.runs:
             try:
-                self._check_run(run)
                 curve = self._curve(run)
             except CannotTellError as error:
                 curve, unknown = [], unknown or str(error)
-            last = curve[-self.last :]
-            values += [*last, *[None] * (self.last - len(last))]
+            known += [value for value in curve[-self.last :] if value is not None]
             if len(curve) < self.last:
                 unknown = unknown or f"only {counted(len(curve), 'epoch')} ran"
-        unread = sum(value is None for value in values)
-        unknown = unknown or f"{unread} of these epochs were not read on the {self.of} images"
-        return self._measure(values, (), unknown)
+        unread = self.last * len(subject.runs) - len(known)
+        if unread and not unknown:
+            unknown = f"{unread} of these epochs were not read on the {self.of} images"
+        return self._measure(known, unknown)
 
 
 @register_rule
@@ -257,7 +246,7 @@ class Seeds(Measured):
 
     def find(self, subject: Subject) -> Finding:
         """Return whether there are so many, and none left out."""
-        seeds = sorted({run.seed for run in subject.runs if run.status == "finished"})
+        seeds = _finished(subject)
         # No more than there are seeds and names in a list can be of interest.
         first = range(min(max(seeds, default=-1) + 1, len(seeds) + 100))
         missing = sorted(set(first) - set(seeds))
@@ -268,11 +257,14 @@ class Seeds(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return their number."""
-        alike = {_but_seed(run) for run in subject.runs}
-        if len(alike) > 1:
+        if len(set(map(_but_seed, subject.runs))) > 1:
             raise CannotTellError("the runs differ in more than their seed")
-        seeds = sorted({run.seed for run in subject.runs if run.status == "finished"})
+        seeds = _finished(subject)
         return Measure((len(seeds),), (f"seeds {', '.join(map(str, seeds))}",))
+
+
+def _finished(subject: Subject) -> list[int]:
+    return sorted({run.seed for run in subject.runs if run.status == "finished"})
 
 
 def _but_seed(run: RunRecord) -> str:

@@ -48,11 +48,11 @@ class Subject:
     @cached_property
     def sheets(self) -> tuple[ReceptiveField, ...]:
         """What the units of every layer see of each image, where it can be said and where not."""
-        found = []
-        for image, first in self._images.items():
-            if first is not None:
-                found.append(measure_receptive_field(self.graph, layer=first, image=image))
-        return tuple(found)
+        return tuple(
+            measure_receptive_field(self.graph, layer=first, image=image)
+            for image, first in self._images.items()
+            if first is not None
+        )
 
     @cached_property
     def rows(self) -> Mapping[str, tuple[LayerField, ...]]:
@@ -99,11 +99,15 @@ class Subject:
 
         One that runs in training mode only has no field; its shape decides.
         """
-        at_places, known = self._at_places, {layer.name for layer in self.graph.layers}
+        known = {layer.name for layer in self.graph.layers}
 
         def marked(layer: Layer) -> Layer:
             alone = layer.name not in known and not is_vector(layer.input_shape)
-            if layer.kind == "linear" and layer.weights and (layer.name in at_places or alone):
+            if (
+                layer.kind == "linear"
+                and layer.weights
+                and (alone or layer.name in self._at_places)
+            ):
                 return replace(layer, kind="pointwise")
             return layer
 
@@ -117,26 +121,18 @@ class Subject:
         return self.evaluation, self.training
 
     def check_known(self) -> None:
-        """Raise if there are operations nobody has described.
-
-        Raises:
-            CannotTellError: Naming them.
-        """
+        """Raise CannotTellError if there are operations nobody has described."""
         if self.graph.unknown:
             raise CannotTellError(f"nobody has described {listed(self.graph.unknown)}")
 
     @cached_property
     def unknown_kinds(self) -> tuple[str, ...]:
         """Names of the operations of which it is not known what they are, in either mode."""
-        layers = [one for program in self.programs for one in program.layers]
+        layers = (one for program in self.programs for one in program.layers)
         return tuple(dict.fromkeys(one.name for one in layers if one.kind == "unknown"))
 
     def check_kinds(self) -> None:
-        """Raise if it is not known of some operations what they are.
-
-        Raises:
-            CannotTellError: Naming them.
-        """
+        """Raise CannotTellError if it is not known of some operations what they are."""
         if self.unknown_kinds:
             raise CannotTellError(f"no kind is known of {listed(self.unknown_kinds)}")
 
@@ -144,17 +140,15 @@ class Subject:
     def _at_places(self) -> frozenset[str]:
         """Names of the linear layers that work at each place of an image and mix no places."""
         shapes = self.graph.values
-        linear = {
+        linear = frozenset(
             layer.name
             for layer in self.graph.layers
             if layer.kind == "linear" and math.prod(shapes[layer.outputs[0]].shape[:-1]) > 1
-        }
-        if not linear:
-            return frozenset()
+        )
         try:
             return frozenset(name for name in linear if any(map(_stays, self.rows.get(name, ()))))
         except ConstrainedCNNError:  # no field can be given; then by its shape
-            return frozenset(linear)
+            return linear
 
 
 def _stays(row: LayerField) -> bool:
