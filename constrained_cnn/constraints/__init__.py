@@ -9,8 +9,7 @@ True
 
 from constrained_cnn.constraints._check import as_constraints, check
 from constrained_cnn.constraints._constraints import Constraints
-from constrained_cnn.constraints._costs import Macs, Memory, Parameters, WeightBytes
-from constrained_cnn.constraints._deployment import EveryNormFolds
+from constrained_cnn.constraints._costs import EveryNormFolds, Macs, Memory, Parameters, WeightBytes
 from constrained_cnn.constraints._fields import CoversInput, FieldAtPools, FieldSize
 from constrained_cnn.constraints._layers import Count, Dropout, Padding
 from constrained_cnn.constraints._measured import Limits, Measure, Measured
@@ -36,7 +35,7 @@ from constrained_cnn.constraints._results import (
     Seeds,
     TestUnseen,
 )
-from constrained_cnn.constraints._rule import AllOf, AnyOf, Finding, Not, Rule
+from constrained_cnn.constraints._rule import AllOf, AnyOf, Finding, Not, Rule, Verdict
 from constrained_cnn.constraints._runs import (
     Augmentation,
     BatchSize,
@@ -46,7 +45,6 @@ from constrained_cnn.constraints._runs import (
 )
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._table import register_rule, rule_kinds
-from constrained_cnn.constraints._verdict import Verdict
 
 __all__ = [
     "Accuracy",

@@ -134,12 +134,10 @@ def _graph(
     try:
         return build()
     except TracingError as error:
-        first = error
-    try:
-        return build(strict=False)
-    except TracingError:
-        pass
-    raise first
+        try:
+            return build(strict=False)
+        except TracingError:
+            raise error from error.__cause__
 
 
 def _check_records(subject: Subject) -> None:

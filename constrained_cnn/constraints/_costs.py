@@ -1,13 +1,15 @@
-"""Rules on what a network costs."""
+"""Rules on what a network costs, and on what it becomes on a device."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from constrained_cnn.budget import Budget, memory_timeline
+from constrained_cnn.budget._folding import foldings_of
 from constrained_cnn.budget._memory import ELEMENTS
+from constrained_cnn.budget._order import better_order
 from constrained_cnn.constraints._measured import Measure, Measured
-from constrained_cnn.constraints._rule import check_text, checked_by
+from constrained_cnn.constraints._rule import Finding, Rule, check_text, checked_by
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule
 from constrained_cnn.errors import check_choice
@@ -108,7 +110,13 @@ def _unknown(budget: Budget) -> str:
 
 _SAVED = "saved for backward"
 _PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded, fused"}
-_WAYS = ("batch norm folded", "fused", "depthwise in place", "nothing in place", "with the input")
+_WAYS = {
+    "folded": "batch norm folded",
+    "fused": "fused",
+    "depthwise_in_place": "depthwise in place",
+    "in_place": "nothing in place",
+    "with_input": "with the input",
+}
 
 
 def _check_accounting(name: str, value: Any) -> str:
@@ -116,7 +124,7 @@ def _check_accounting(name: str, value: Any) -> str:
     if elements not in ELEMENTS:
         check_choice(name, value, (*_PEAKS, _SAVED, *ELEMENTS))
     for way in ways:
-        check_choice(name, way, _WAYS)
+        check_choice(name, way, _WAYS.values())
     return str(value)
 
 
@@ -167,14 +175,8 @@ class Memory(Measured):
 
     def _keywords(self) -> dict[str, Any]:
         elements, *ways = _PEAKS.get(self.accounting, self.accounting).split(", ")
-        return {
-            "elements": elements,
-            "folded": "batch norm folded" in ways,
-            "in_place": "nothing in place" not in ways,
-            "with_input": "with the input" in ways,
-            "fused": "fused" in ways,
-            "depthwise_in_place": "depthwise in place" in ways,
-        }
+        asked = {keyword: way in ways for keyword, way in _WAYS.items()}
+        return {"elements": elements, **asked, "in_place": "nothing in place" not in ways}
 
 
 @register_rule
@@ -212,3 +214,42 @@ class WeightBytes(Measured):
             for layer in subject.budget.layers
         )
         return Measure((number,), (f"in parameters, {heaviest(costs)}",))
+
+
+@register_rule
+@dataclass(frozen=True, repr=False)
+class EveryNormFolds(Rule):
+    """Nothing is left of any norm once the network is folded, as ``fold_bn`` does it.
+
+    Norms that work out statistics of the sample, such as group norm, never fold; those on which no
+    output depends do not matter.
+
+    Examples:
+        >>> from torch import nn
+        >>> from constrained_cnn.constraints import Subject
+        >>> from constrained_cnn.tracing import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        >>> EveryNormFolds().judge(Subject(trace(net, (1, 8, 8)))).measured
+        '1 of 1 norms folds'
+    """
+
+    kind: ClassVar[str] = "norms_fold"
+    title = "every norm folds"
+    required = "nothing left of any norm"
+
+    def find(self, subject: Subject) -> Finding:
+        """Return the norms of which something is left, and why."""
+        graph = subject.graph
+        norms = [one for one in foldings_of(graph) if one.position in graph.live_layers]
+        left = [str(one) for one in norms if one.left]
+        if not left:
+            subject.check_known()
+        order = better_order(graph) if left else None
+        folding = len(norms) - len(left)
+        measured = f"{folding} of {len(norms)} norms {'folds' if folding == 1 else 'fold'}"
+        return self.finding(
+            not left,
+            measured if norms else "there is no norm",
+            excess=f"{len(left)} {'stays' if len(left) == 1 else 'stay'}" if left else "",
+            evidence=(*left, *([str(order)] if order else [])),
+        )

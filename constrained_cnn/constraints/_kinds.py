@@ -14,20 +14,16 @@ from constrained_cnn.graph import (
     Window,
 )
 
-# Words that people use, for the sake of the error.
+# Words that people use, and that are not like ours, for the sake of the error.
 _SHORT = {
     "bn": "batch_norm",
     "gn": "group_norm",
     "ln": "layer_norm",
-    "drop": "dropout",
     "gap": "global_average_pool",
     "fc": "fully_connected",
     "dense": "fully_connected",
     "linear": "fully_connected",
     "convolution": "conv",
-    "maxpool": "max_pool",
-    "avgpool": "avg_pool",
-    "batchnorm": "batch_norm",
 }
 
 
@@ -179,7 +175,7 @@ def check_word(name: str, word: object, words: tuple[str, ...] = WORDS) -> str:
     """Return ``word`` if it names a kind of layer; raise with the nearest if not."""
     if isinstance(word, str) and word in words:
         return word
-    near = _SHORT.get(str(word).lower().replace(" ", "_").replace("-", "_"))
+    near = _SHORT.get(str(word).lower())
     hint = f"; did you mean {near!r}?" if near in words else closest(str(word), words)
     raise InvalidInputError(f"{name}={word!r}: must be one of {', '.join(words)}{hint}")
 

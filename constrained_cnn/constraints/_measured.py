@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from constrained_cnn.constraints._rule import Finding, Rule
+from constrained_cnn.constraints._rule import Finding, Rule, Verdict
 from constrained_cnn.constraints._subject import Subject
-from constrained_cnn.constraints._verdict import Verdict
 from constrained_cnn.errors import InvalidInputError, check_integer, check_number, say_value
 
 Number = int | float

@@ -34,11 +34,12 @@ _OF_A_BLOCK = (
 
 def last_convs(subject: Subject, program: Program) -> tuple[Layer, ...]:
     """Return the live convolutions, transposed or not, that no other follows; gates left out."""
-    convs = [layer for layer in program.layers if is_any_conv(layer) and program.is_live(layer)]
-    convs = [layer for layer in convs if not only_gates(subject, program, layer)]
-    behind = {layer.outputs[0]: program.reached_from([layer])[1:] for layer in convs}
+    live = filter(program.is_live, program.layers)
+    convs = [one for one in live if is_any_conv(one) and not only_gates(subject, program, one)]
     return tuple(
-        layer for layer in convs if not any(one in convs for one in behind[layer.outputs[0]])
+        layer
+        for layer in convs
+        if not any(one in convs for one in program.reached_from([layer])[1:])
     )
 
 
@@ -117,20 +118,15 @@ class BlockOrder(Rule):
 
 def _fits(order: Sequence[str], block: Sequence[Layer], *, begins: bool = False) -> bool:
     """Whether a block is in order, or begins so."""
-    places = _from({0}, order)  # how much of the order may be done
-    for layer in block:
-        done = {i + 1 for i in places if i < len(order) and KINDS[order[i].rstrip("?")](layer)}
-        places = _from(done, order)
-    return bool(places) if begins else len(order) in places
-
-
-def _from(places: set[int], order: Sequence[str]) -> set[int]:
-    """Return some places in an order, and those that are reached by what may be left out."""
-    found = set(places)
-    for i, word in enumerate(order):
-        if i in found and word.endswith("?"):
-            found.add(i + 1)
-    return found
+    if not block and begins:
+        return True
+    if not order:
+        return not block
+    word, *rest = order
+    if word.endswith("?") and _fits(rest, block, begins=begins):
+        return True
+    fits = bool(block) and KINDS[word.removesuffix("?")](block[0])
+    return fits and _fits(rest, block[1:], begins=begins)
 
 
 # With these something else begins.
@@ -263,7 +259,7 @@ class Distance(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the least distance."""
-        found = [pair for program in subject.programs for pair in self._distances(program)]
+        found = [pair for program in subject.programs for pair in [*self._distances(program)][::-1]]
         unseen = select(subject, self.layer).open
         if unseen:
             raise CannotTellError(unseen)
@@ -277,18 +273,15 @@ class Distance(Measured):
     def _distances(self, program: Program) -> Iterator[tuple[int, str]]:
         """Yield how far each such layer is from an output, and its name."""
         ahead: dict[int, int] = dict.fromkeys(program.outputs, 0)
-        far: dict[int, int] = {}
         for layer in reversed(program.layers):
             known = [ahead[value] for value in layer.outputs if value in ahead]
             if not known:
                 continue
-            far[layer.outputs[0]] = min(known)
+            if KINDS[self.layer](layer):
+                yield min(known), layer.name
             more = min(known) + is_weighted_product(layer)
             for value in layer.inputs:
                 ahead[value] = min(more, ahead.get(value, more))
-        for layer in program.layers:
-            if layer.outputs[0] in far and KINDS[self.layer](layer):
-                yield far[layer.outputs[0]], layer.name
 
 
 @register_rule

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from constrained_cnn.constraints._measured import Measured, say
-from constrained_cnn.constraints._rule import Finding
-from constrained_cnn.constraints._verdict import Verdict, all_of
+from constrained_cnn.constraints._rule import Finding, Verdict, all_of
 from constrained_cnn.errors import ConstraintError, InvalidInputError, escape_controls
 from constrained_cnn.table import Table, escape_markdown
 

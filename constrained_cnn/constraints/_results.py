@@ -28,12 +28,7 @@ from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class _OfAccuracy(Measured):
-    """What the rules on accuracy share.
-
-    Attributes:
-        data: Name of the data set that is meant; on any other it cannot be told. None for any.
-        of: ``"test"`` or ``"validation"``: which images.
-    """
+    """What the rules on accuracy share."""
 
     of_run: ClassVar[bool] = True
     unit: ClassVar[str] = "%"

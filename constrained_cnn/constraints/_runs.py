@@ -12,10 +12,16 @@ from constrained_cnn.constraints._records import (
     numbers_of,
     said_of,
 )
-from constrained_cnn.constraints._rule import Finding, Rule, check_text, checked_by, optional
+from constrained_cnn.constraints._rule import (
+    Finding,
+    Rule,
+    Verdict,
+    check_text,
+    checked_by,
+    optional,
+)
 from constrained_cnn.constraints._subject import CannotTellError, Subject
 from constrained_cnn.constraints._table import register_rule
-from constrained_cnn.constraints._verdict import Verdict
 from constrained_cnn.errors import InvalidInputError, check_number
 from constrained_cnn.record import RunRecord
 

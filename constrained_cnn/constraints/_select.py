@@ -49,16 +49,7 @@ class Selection:
 def select(
     subject: Subject, word: str, keep: Callable[[Layer], bool] = lambda layer: True
 ) -> Selection:
-    """Return the layers of a kind.
-
-    Args:
-        subject: The network.
-        word: The kind.
-        keep: Which of them are meant.
-
-    Raises:
-        CannotTellError: If it cannot be told.
-    """
+    """Return the layers of a kind, those of them that ``keep`` says are meant."""
     unseen = ""
 
     def find(program: Program) -> _Found:
@@ -136,11 +127,6 @@ def only_gates(subject: Subject, program: Program, layer: Layer) -> bool:
     """Return whether a layer only scales places, as all of a squeeze-excite does.
 
     Then what it makes has no places, and goes out only through products with what has.
-
-    Args:
-        subject: The network.
-        program: What ran.
-        layer: The layer.
     """
     waiting, met = [layer], {layer.outputs[0]}
     if _has_places(subject, layer):
