@@ -4,15 +4,7 @@ from collections.abc import Callable, Mapping
 
 from constrained_cnn.constraints._subject import is_vector
 from constrained_cnn.errors import InvalidInputError, closest
-from constrained_cnn.graph import (
-    ACTIVATIONS,
-    NORMS,
-    POOLS,
-    PRODUCTS,
-    Layer,
-    Setting,
-    Window,
-)
+from constrained_cnn.graph import ACTIVATIONS, NORMS, POOLS, PRODUCTS, Layer, Setting
 
 # Words that people use, and that are not like ours, for the sake of the error.
 _SHORT = {
@@ -25,13 +17,6 @@ _SHORT = {
     "linear": "fully_connected",
     "convolution": "conv",
 }
-
-
-def windows_of(layer: Layer) -> tuple[Window, ...]:
-    """Return what a convolution or pool slides along each axis of the image, if it slides any."""
-    if layer.kind == "pointwise":
-        return (Window(),) * (len(layer.input_shape) - 1)
-    return layer.windows
 
 
 def is_conv(layer: Layer) -> bool:
@@ -85,13 +70,13 @@ def _groups(layer: Layer) -> Setting:
 
 def _is_dilated(layer: Layer) -> bool:
     return is_conv(layer) and any(
-        window.dilation > 1 and window.kernel > 1 for window in windows_of(layer)
+        window.dilation > 1 and window.kernel > 1 for window in layer.windows
     )
 
 
 def _is_strided(layer: Layer) -> bool:
     slides = is_conv(layer) or _is_pool(layer)
-    return slides and any(window.stride > 1 for window in windows_of(layer))
+    return slides and any(window.stride > 1 for window in layer.windows)
 
 
 def _pools(layer: Layer, *kinds: str) -> bool:
@@ -188,5 +173,5 @@ def words_of(layer: Layer) -> str:
         >>> words_of(Layer("conv2d", "a", (1,), (), windows=(Window(3), Window(3))))
         '3x3 conv2d'
     """
-    kernel = "x".join(str(window.kernel) for window in windows_of(layer))
+    kernel = "x".join(str(window.kernel) for window in layer.windows)
     return f"{kernel} {layer.op}".strip()

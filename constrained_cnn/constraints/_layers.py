@@ -12,7 +12,6 @@ from constrained_cnn.constraints._kinds import (
     dropout_p,
     is_any_conv,
     is_dropout,
-    windows_of,
 )
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._rule import Finding, Rule, checked_by, optional
@@ -55,8 +54,8 @@ def is_of_size(found: tuple[int, ...], wanted: Cells) -> bool:
 
 def has_kernel(layer: Layer, wanted: Cells) -> bool:
     """Return whether a layer slides a window of a kernel; None wants none in particular."""
-    windows = windows_of(layer)
-    return bool(windows) and is_of_size(tuple(window.kernel for window in windows), wanted)
+    kernel = tuple(window.kernel for window in layer.windows)
+    return bool(kernel) and is_of_size(kernel, wanted)
 
 
 def _per_axis(cells: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
@@ -167,7 +166,7 @@ class Count(Measured):
 
     def _is_meant(self, layer: Layer) -> bool:
         for name in ("kernel", "stride", "dilation"):
-            sizes = tuple(getattr(window, name) for window in windows_of(layer))
+            sizes = tuple(getattr(window, name) for window in layer.windows)
             if not is_of_size(sizes, getattr(self, name)):
                 return False
         has_bias = bool(layer.settings.get("bias", layer.work is not None and layer.work.bias > 0))

@@ -7,12 +7,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from constrained_cnn.constraints._measured import Measure, Measured, say
-from constrained_cnn.constraints._records import (
-    by_seed,
-    checksum_of,
-    is_number,
-    said_of,
-)
+from constrained_cnn.constraints._records import by_seed, checksum_of, is_number, said_of
 from constrained_cnn.constraints._rule import Finding, Rule, check_text, checked_by, optional
 from constrained_cnn.constraints._subject import CannotTellError, Subject, listed
 from constrained_cnn.constraints._table import register_rule

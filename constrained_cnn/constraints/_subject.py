@@ -7,7 +7,7 @@ from functools import cached_property
 
 from constrained_cnn.budget import Budget, measure_budget
 from constrained_cnn.errors import ConstrainedCNNError
-from constrained_cnn.graph import Graph, Layer, Program, Shape
+from constrained_cnn.graph import Graph, Layer, Program, Shape, Window
 from constrained_cnn.receptive_field import LayerField, ReceptiveField, measure_receptive_field
 from constrained_cnn.record import RunRecord
 
@@ -108,7 +108,8 @@ class Subject:
                 and layer.weights
                 and (alone or layer.name in self._at_places)
             ):
-                return replace(layer, kind="pointwise")
+                places = len(layer.input_shape) - 1
+                return replace(layer, kind="pointwise", windows=(Window(),) * places)
             return layer
 
         return replace(program, layers=tuple(map(marked, program.layers)))
