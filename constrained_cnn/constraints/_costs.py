@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from constrained_cnn.budget import Budget, memory_timeline
 from constrained_cnn.budget._folding import foldings_of
@@ -50,7 +50,7 @@ class Parameters(Measured):
         '12,000 ± 500'
     """
 
-    kind: ClassVar[str] = "parameters"
+    kind = "parameters"
     count: str = field(default="total", metadata=checked_by(check_choice, _COUNTS))
 
     @property
@@ -93,7 +93,7 @@ class Macs(Measured):
         'at most 4,000,000'
     """
 
-    kind: ClassVar[str] = "macs"
+    kind = "macs"
     title = "MACs"
 
     def measure(self, subject: Subject) -> Measure:
@@ -149,8 +149,8 @@ class Memory(Measured):
         'at most 64,000 B'
     """
 
-    kind: ClassVar[str] = "memory"
-    unit: ClassVar[str] = "B"
+    kind = "memory"
+    unit = "B"
     accounting: str = field(default="inference peak", metadata=checked_by(_check_accounting))
 
     @property
@@ -193,8 +193,8 @@ class WeightBytes(Measured):
         'bytes of weights, int8'
     """
 
-    kind: ClassVar[str] = "weight_bytes"
-    unit: ClassVar[str] = "B"
+    kind = "weight_bytes"
+    unit = "B"
     stored_as: str = field(
         default="as stored",
         metadata=checked_by(check_choice, ("as stored", "float32", "int8")),
@@ -233,7 +233,7 @@ class EveryNormFolds(Rule):
         '1 of 1 norms folds'
     """
 
-    kind: ClassVar[str] = "norms_fold"
+    kind = "norms_fold"
     title = "every norm folds"
     required = "nothing left of any norm"
 

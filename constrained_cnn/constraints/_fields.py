@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from constrained_cnn.constraints._kinds import KINDS
 from constrained_cnn.constraints._measured import Measure, Measured
@@ -68,8 +68,8 @@ class FieldSize(_OfLayer, Measured):
         'receptive field'
     """
 
-    kind: ClassVar[str] = "receptive_field"
-    lowest: ClassVar[int | None] = 1
+    kind = "receptive_field"
+    lowest = 1
 
     def measure(self, subject: Subject) -> Measure:
         """Return its size along each axis."""
@@ -92,7 +92,7 @@ class CoversInput(_OfLayer):
         'at least the image'
     """
 
-    kind: ClassVar[str] = "covers_input"
+    kind = "covers_input"
     required = "at least the image"
 
     def find(self, subject: Subject) -> Finding:
@@ -127,8 +127,8 @@ class FieldAtPools(Measured):
         '7 or 9'
     """
 
-    kind: ClassVar[str] = "field_at_pools"
-    lowest: ClassVar[int | None] = 1
+    kind = "field_at_pools"
+    lowest = 1
     counted: str = field(default="stage", metadata=checked_by(check_choice, ("stage", "image")))
     pools: str = field(default="max", metadata=checked_by(check_choice, ("max", "every")))
 

@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from constrained_cnn.constraints._kinds import (
     KINDS,
@@ -118,7 +118,7 @@ class Count(Measured):
         'none'
     """
 
-    kind: ClassVar[str] = "count"
+    kind = "count"
     layer: str = field(metadata=checked_by(check_word))
     kernel: Cells = field(default=None, metadata=checked_by(check_cells))
     stride: Cells = field(default=None, metadata=checked_by(check_cells))
@@ -195,7 +195,7 @@ class Dropout(Rule):
         'every p = 0.069, off in evaluation'
     """
 
-    kind: ClassVar[str] = "dropout"
+    kind = "dropout"
     title = "dropout p"
     p: float = field(metadata=checked_by(check_probability))
     drops: str | None = field(
@@ -265,7 +265,7 @@ class Padding(Rule):
         ('padding of 3x3 conv', '1 each')
     """
 
-    kind: ClassVar[str] = "padding"
+    kind = "padding"
     cells: Cells | str = field(metadata=checked_by(_check_padding))
     kernel: Cells = field(default=None, metadata=checked_by(check_cells))
 

@@ -4,7 +4,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from constrained_cnn.constraints._kinds import (
     KINDS,
@@ -72,7 +72,7 @@ class BlockOrder(Rule):
         'conv, relu, batch_norm, dropout'
     """
 
-    kind: ClassVar[str] = "block_order"
+    kind = "block_order"
     order: Sequence[str] = field(metadata=checked_by(_check_order))
     kernel: Cells = field(default=None, metadata=checked_by(check_cells))
     but_last: bool = field(default=True, metadata=checked_by(check_flag))
@@ -178,7 +178,7 @@ class CleanPrediction(Rule):
         'no activation, norm or dropout'
     """
 
-    kind: ClassVar[str] = "clean_prediction"
+    kind = "clean_prediction"
     title = "from the last conv on"
     avoid: Sequence[str] = field(
         default=("activation", "norm", "dropout"), metadata=checked_by(_check_avoid)
@@ -207,10 +207,9 @@ class CleanPrediction(Rule):
         if found:
             evidence = (f"from {listed(begin)} on: {listed(found)}",)
             return self.finding(False, ", ".join(dict.fromkeys(found.values())), evidence=evidence)
-        if "dropout" in self.avoid:
-            unseen = select(subject, "dropout").open
-            if unseen:
-                raise CannotTellError(unseen)
+        unseen = select(subject, "dropout").open if "dropout" in self.avoid else ""
+        if unseen:
+            raise CannotTellError(unseen)
         doubtful = [name for name, layer in zone.items() if not _is_harmless(layer)]
         if doubtful:
             raise CannotTellError(f"{listed(doubtful)} may be {' or '.join(self.avoid)}")
@@ -249,7 +248,7 @@ class Distance(Measured):
         'layers from max_pool to the output'
     """
 
-    kind: ClassVar[str] = "distance"
+    kind = "distance"
     layer: str = field(metadata=checked_by(check_word, tuple(KINDS)))
 
     @property
@@ -259,7 +258,7 @@ class Distance(Measured):
 
     def measure(self, subject: Subject) -> Measure:
         """Return the least distance."""
-        found = [pair for program in subject.programs for pair in [*self._distances(program)][::-1]]
+        found = [pair for program in subject.programs for pair in self._distances(program)]
         unseen = select(subject, self.layer).open
         if unseen:
             raise CannotTellError(unseen)
@@ -267,21 +266,20 @@ class Distance(Measured):
             return Measure((), said=f"no {self.layer} runs")
         nearest = min(number for number, _ in found)
         names = dict.fromkeys(name for number, name in found if number == nearest)
-        evidence = f"nearest: {listed(names)}"
-        return Measure((nearest,), (evidence,))
+        return Measure((nearest,), (f"nearest: {listed(names)}",))
 
-    def _distances(self, program: Program) -> Iterator[tuple[int, str]]:
-        """Yield how far each such layer is from an output, and its name."""
+    def _distances(self, program: Program) -> list[tuple[int, str]]:
+        """Return how far each such layer is from an output, and its name."""
+        found: list[tuple[int, str]] = []
         ahead: dict[int, int] = dict.fromkeys(program.outputs, 0)
         for layer in reversed(program.layers):
             known = [ahead[value] for value in layer.outputs if value in ahead]
-            if not known:
-                continue
-            if KINDS[self.layer](layer):
-                yield min(known), layer.name
-            more = min(known) + is_weighted_product(layer)
-            for value in layer.inputs:
+            if known and KINDS[self.layer](layer):
+                found.insert(0, (min(known), layer.name))
+            for value in layer.inputs if known else ():
+                more = min(known) + is_weighted_product(layer)
                 ahead[value] = min(more, ahead.get(value, more))
+        return found
 
 
 @register_rule
@@ -299,7 +297,7 @@ class ConvsBeforePool(Measured):
         '3x3 conv before each max_pool'
     """
 
-    kind: ClassVar[str] = "convs_before_pool"
+    kind = "convs_before_pool"
     kernel: Cells = field(default=None, metadata=checked_by(check_cells))
 
     @property

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar
 
 from constrained_cnn.constraints._measured import Measure, Measured, say
 from constrained_cnn.constraints._records import by_seed, checksum_of, is_number, said_of
@@ -25,9 +24,9 @@ from constrained_cnn.record import AFTER_LAST_EPOCH, RunRecord
 class _OfAccuracy(Measured):
     """What the rules on accuracy share."""
 
-    of_run: ClassVar[bool] = True
-    unit: ClassVar[str] = "%"
-    whole: ClassVar[bool] = False
+    of_run = True
+    unit = "%"
+    whole = False
     data: str | None = field(default=None, metadata=checked_by(optional(check_text)))
     of: str = field(default="test", metadata=checked_by(check_choice, ("test", "validation")))
 
@@ -100,7 +99,7 @@ class Accuracy(_OfAccuracy):
         'at least 99.4 %'
     """
 
-    kind: ClassVar[str] = "accuracy"
+    kind = "accuracy"
     over_seeds: str = field(default="each", metadata=checked_by(check_choice, ("each", "mean")))
 
     @property
@@ -148,7 +147,7 @@ class BestAccuracy(_OfAccuracy):
         'best test accuracy'
     """
 
-    kind: ClassVar[str] = "best_accuracy"
+    kind = "best_accuracy"
 
     @property
     def title(self) -> str:
@@ -186,7 +185,7 @@ class LastEpochs(_OfAccuracy):
         'test accuracy, last 3 epochs'
     """
 
-    kind: ClassVar[str] = "last_epochs"
+    kind = "last_epochs"
     last: int = field(metadata=checked_by(check_integer, minimum=1))
 
     @property
@@ -225,8 +224,8 @@ class Seeds(Measured):
         'at least 5'
     """
 
-    kind: ClassVar[str] = "seeds"
-    of_run: ClassVar[bool] = True
+    kind = "seeds"
+    of_run = True
     from_zero: bool = False
 
     @property
@@ -275,9 +274,9 @@ class TestUnseen(Rule):
         'read at most once, after the last epoch'
     """
 
-    __test__: ClassVar[bool] = False  # not a test, whatever its name
-    kind: ClassVar[str] = "test_unseen"
-    of_run: ClassVar[bool] = True
+    __test__ = False  # not a test, whatever its name
+    kind = "test_unseen"
+    of_run = True
     title = "test images"
     required = "read at most once, after the last epoch"
 

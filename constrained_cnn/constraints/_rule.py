@@ -315,7 +315,7 @@ class AllOf(_Joined):
         'parameters: at most 20,000; dropout: at least 1'
     """
 
-    kind: ClassVar[str] = "all"
+    kind = "all"
     title = "all of"
     _join = staticmethod(all_of)
 
@@ -333,7 +333,7 @@ class AnyOf(_Joined):
         'any of'
     """
 
-    kind: ClassVar[str] = "any"
+    kind = "any"
     title = "any of"
     _join = staticmethod(any_of)
 
@@ -351,7 +351,7 @@ class Not(Rule):
         'not: at least 1'
     """
 
-    kind: ClassVar[str] = "not"
+    kind = "not"
     of: Rule = field(metadata=checked_by(_check_rule))
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from constrained_cnn.constraints._measured import Measure, Measured
 from constrained_cnn.constraints._records import (
@@ -36,8 +36,8 @@ class Epochs(Measured):
         'exactly 19'
     """
 
-    kind: ClassVar[str] = "epochs"
-    of_run: ClassVar[bool] = True
+    kind = "epochs"
+    of_run = True
     title = "epochs"
 
     def measure(self, subject: Subject) -> Measure:
@@ -72,9 +72,9 @@ class BatchSize(Measured):
         'exactly 128'
     """
 
-    kind: ClassVar[str] = "batch_size"
-    of_run: ClassVar[bool] = True
-    lowest: ClassVar[int | None] = 1
+    kind = "batch_size"
+    of_run = True
+    lowest = 1
     title = "batch size"
 
     def measure(self, subject: Subject) -> Measure:
@@ -100,8 +100,8 @@ class Augmentation(Rule):
         'rotation 5, shift 0, scale 0'
     """
 
-    kind: ClassVar[str] = "augmentation"
-    of_run: ClassVar[bool] = True
+    kind = "augmentation"
+    of_run = True
     title = "augmentation"
     rotation: float = field(default=0.0, metadata=_AMOUNT)
     shift: float = field(default=0.0, metadata=_AMOUNT)
@@ -170,8 +170,8 @@ class Normalisation(Rule):
         'mean 0.1307, std 0.3081 on mnist, other data its own'
     """
 
-    kind: ClassVar[str] = "normalisation"
-    of_run: ClassVar[bool] = True
+    kind = "normalisation"
+    of_run = True
     title = "normalisation"
     mean: Sequence[float] = field(metadata=checked_by(_check_numbers))
     std: Sequence[float] = field(metadata=checked_by(_check_numbers))
@@ -222,8 +222,8 @@ class DataSet(Rule):
         'mnist'
     """
 
-    kind: ClassVar[str] = "data_set"
-    of_run: ClassVar[bool] = True
+    kind = "data_set"
+    of_run = True
     title = "data set"
     data: str = field(metadata=checked_by(check_text))
     train_checksum: str | None = field(default=None, metadata=checked_by(optional(check_text)))
