@@ -61,10 +61,9 @@ class Constraints:
         """Return these rules and others; one that has the name of an earlier one replaces it."""
         if not isinstance(other, Constraints):
             other = Constraints((other,) if isinstance(other, Rule) else other)
-        more = tuple(other.rules)
-        named = {rule.name: rule for rule in more if rule.name}
-        kept = tuple(named.pop(rule.name, rule) if rule.name else rule for rule in self.rules)
-        new = tuple(rule for rule in more if not rule.name or rule.name in named)
+        named = {rule.name: rule for rule in other if rule.name}
+        kept = tuple(named.pop(rule.name, rule) for rule in self.rules)
+        new = tuple(rule for rule in other if not rule.name or rule.name in named)
         return replace(self, rules=(*kept, *new))
 
     def without(self, *names: str) -> "Constraints":

@@ -62,7 +62,7 @@ class Parameters(Measured):
     def measure(self, subject: Subject) -> Measure:
         """Return their number."""
         found = subject.budget.parameters
-        return Measure((getattr(found, self.count),), tuple(filter(None, self._evidence(subject))))
+        return Measure((getattr(found, self.count),), tuple(self._evidence(subject)))
 
     def _evidence(self, subject: Subject) -> Iterator[str]:
         budget, weights = subject.budget, subject.graph.weights
@@ -100,7 +100,7 @@ class Macs(Measured):
         """Return their number; a lower bound if there are operations nobody has described."""
         budget = subject.budget
         costs = ((layer.name, layer.work.macs if layer.work else 0) for layer in budget.layers)
-        evidence = tuple(filter(None, [heaviest(costs), _unknown(budget)]))
+        evidence = (heaviest(costs), _unknown(budget))
         return Measure((budget.macs,), evidence, at_least=not budget.complete)
 
 
@@ -170,7 +170,7 @@ class Memory(Measured):
         place = f"at {peak.peak_layer}"
         if self.accounting in _PEAKS:  # a word that says no accounting
             place += f" ({peak.name}: {say_kib(peak.peak)})"
-        evidence = tuple(filter(None, [place, _unknown(subject.budget)]))
+        evidence = (place, _unknown(subject.budget))
         return Measure((peak.peak,), evidence, at_least=not subject.budget.complete)
 
     def _keywords(self) -> dict[str, Any]:

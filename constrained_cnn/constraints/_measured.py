@@ -25,7 +25,7 @@ class Measure:
     Attributes:
         values: The numbers, each of which must lie within the limits; none where there is nothing
             to measure, which breaks no rule.
-        evidence: What they are of; names the layers.
+        evidence: What they are of; names the layers. Empty texts are left out.
         said: The numbers in words; empty for the numbers alone.
         at_least: Whether they are but lower bounds: the true ones may be larger.
         unknown: Why there are numbers beside these that are not known; empty if there are none. One
@@ -126,15 +126,13 @@ class Measured(Rule):
         said = found.said or ", ".join(dict.fromkeys(map(self.say, found.values))) or "none"
         said = f"at least {said}" if found.at_least else said
         verdict, margin = self.limits.judge(found.values, at_least=found.at_least)
+        evidence = tuple(filter(None, found.evidence))
+        excess = ""
         if verdict is Verdict.FAIL:
             excess = self.limits.excess(found.values, self.say)
-            return self.finding(
-                verdict, said, margin=margin, excess=excess, evidence=found.evidence
-            )
-        if found.unknown:
-            evidence = (*found.evidence, found.unknown)
-            return self.finding(Verdict.CANNOT_TELL, said, evidence=evidence)
-        return self.finding(verdict, said, margin=margin, evidence=found.evidence)
+        elif found.unknown:
+            verdict, margin, evidence = Verdict.CANNOT_TELL, None, (*evidence, found.unknown)
+        return self.finding(verdict, said, margin=margin, excess=excess, evidence=evidence)
 
 
 def _exact(number: Number) -> Exact:

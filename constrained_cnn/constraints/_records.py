@@ -12,7 +12,7 @@ from constrained_cnn.record import RunRecord
 def by_seed(subject: Subject, said: Sequence[str]) -> tuple[str, ...]:
     """Return what was found of each record, under its seed where there are several."""
     if len(subject.runs) == 1:
-        return (said[0],) if said[0] else ()
+        return (said[0],)
     return tuple(f"seed {run.seed}: {one}" for run, one in zip(subject.runs, said, strict=True))
 
 

@@ -25,25 +25,16 @@ class Selection:
     """The layers of one kind.
 
     Attributes:
-        live: Those on which an output depends, in the mode that tells most: dropout in training,
-            what else there is in evaluation.
         fewest: How many count for sure, in either mode.
         most: How many run at all, in either mode, whether they matter or not.
-        remarks: What does not count, and why.
+        evidence: The names of those that count, what does not count, and why.
         open: Why there may be more that cannot be seen; empty if there cannot.
     """
 
-    live: tuple[Layer, ...]
     fewest: int
     most: int
-    remarks: tuple[str, ...] = ()
-    open: str = ""
-
-    @property
-    def evidence(self) -> tuple[str, ...]:
-        """The names of those that count, and the remarks."""
-        named = (listed(layer.name for layer in self.live),) if self.live else ()
-        return (*named, *self.remarks, *([self.open] if self.open else []))
+    evidence: tuple[str, ...]
+    open: str
 
 
 def select(
@@ -68,28 +59,24 @@ def select(
         other = main if subject.graph.training.problem else find(subject.training)
         remarks = [*_only(main, other, "evaluation"), *_only(other, main, "training")]
         remarks += [] if main.live else _near_misses(subject.evaluation.layers, word)
-    return Selection(
-        main.live,
-        len(main.live) if word == "dropout" else min(len(main.live), len(other.live)),
-        (main.at | other.at).total(),
-        (
-            *(f"{layer.name}: runs, but no output depends on it" for layer in main.dead),
-            *(f"{layer.name}: only scales what has places, as a gate" for layer in main.gates),
-            *remarks,
-            *_idle(subject, word),
-        ),
-        _unseen(subject, word) or unseen,
+    unseen = _unseen(subject, word) or unseen
+    evidence = (
+        listed(layer.name for layer in main.live),
+        *(f"{layer.name}: runs, but no output depends on it" for layer in main.dead),
+        *(f"{layer.name}: only scales what has places, as a gate" for layer in main.gates),
+        *remarks,
+        _idle(subject, word),
+        unseen,
     )
+    fewest = len(main.live if word == "dropout" else min(main.live, other.live, key=len))
+    most = (main.at | other.at).total()
+    return Selection(fewest, most, tuple(filter(None, evidence)), unseen)
 
 
 # What scales a map is no head and no stage of the network, whatever it is made of.
 _NOT_OF_GATES = (
-    GLOBAL_AVERAGE_POOL,
-    "pool",
-    "max_pool",
-    "avg_pool",
-    "fully_connected",
-    "classifier",
+    *("pool", "max_pool", "avg_pool", GLOBAL_AVERAGE_POOL),
+    *("fully_connected", "classifier"),
 )
 
 
@@ -175,13 +162,12 @@ def _near_misses(layers: Iterable[Layer], word: str) -> list[str]:
     return [said for layer in layers if (said := near_miss(layer, word))]
 
 
-def _idle(subject: Subject, word: str) -> tuple[str, ...]:
-    """Return the modules that were declared for such a layer and never called."""
+def _idle(subject: Subject, word: str) -> str:
+    """Return which modules were declared for such a layer and never called."""
     wanted = _CLASSES.get(word, word.replace("_", ""))
-    names = [
-        f"{path} ({kind})" for path, kind in subject.graph.idle.items() if wanted in kind.lower()
-    ]
-    return (f"declared and never called: {listed(names)}",) if names else ()
+    idle = subject.graph.idle.items()
+    names = [f"{path} ({kind})" for path, kind in idle if wanted in kind.lower()]
+    return f"declared and never called: {listed(names)}" if names else ""
 
 
 # They can average over the map with weights that nobody looks at.
