@@ -1,6 +1,7 @@
 """Find the line of a TOML text that something was said in; the parser does not tell."""
 
 import bisect
+import functools
 import itertools
 import re
 import tomllib
@@ -30,21 +31,25 @@ def line_of(text: str, path: Path) -> int | None:
         path = path[:-1]
     if not path:
         return None
-    last = bisect.bisect_left(
-        range(len(lines)), True, key=lambda number: _holds(_read(lines[:number])[0], path)
-    )
-    first = _read(lines[: last - 1])[1]
-    return first + _within(lines[first:last], path)
 
-
-def _read(lines: Sequence[str]) -> tuple[Mapping[str, Any], int]:
-    """Return what the first lines say, and how many are read: all but a statement cut short."""
-    for number in range(len(lines), 0, -1):
+    @functools.cache
+    def read(number: int) -> Mapping[str, Any] | None:
+        """Return what the first lines say; None where a statement is cut short."""
         try:
-            return tomllib.loads("\n".join(lines[:number])), number
+            return tomllib.loads("\n".join(lines[:number]))
         except ValueError:
-            continue
-    return {}, 0
+            return None
+
+    def complete(number: int) -> int:
+        """Return how many of the first lines hold whole statements."""
+        while read(number) is None:
+            number -= 1
+        return number
+
+    numbers = range(len(lines) + 1)
+    last = bisect.bisect_left(numbers, True, key=lambda one: _holds(read(complete(one)), path))
+    first = complete(last - 1)
+    return first + _within(lines[first:last], path)
 
 
 def _holds(content: Any, path: Path) -> bool:
