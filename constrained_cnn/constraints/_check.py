@@ -1,7 +1,7 @@
 """The check of a network, and of the records of its runs, against rules."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ def check(
     rules = as_constraints(constraints)
     check_flag("require_run", require_run)
     records = _records(run)
-    graph = _graph(model, input_shape, inputs, batch_axis)
+    graph = _graph(partial(as_graph, model, input_shape, inputs=inputs, batch_axis=batch_axis))
     subject = Subject(graph, records)
     _check_records(subject)
     try:
@@ -123,19 +123,13 @@ def _records(run: Any) -> tuple[RunRecord, ...]:
     return tuple(record for i, record in enumerate(records) if record not in records[:i])
 
 
-def _graph(
-    model: nn.Module | Graph,
-    input_shape: Sequence[int] | None,
-    inputs: Sequence[Any] | Mapping[str, Any] | None,
-    batch_axis: BatchAxis,
-) -> Graph:
+def _graph(build: Callable[..., Graph]) -> Graph:
     """Return the graph; where operations are not known, with what is known of the others."""
-    build = partial(as_graph, model, input_shape, inputs=inputs, batch_axis=batch_axis, repeat=True)
     try:
-        return build()
+        return build(repeat=True)
     except TracingError as error:
         try:
-            return build(strict=False)
+            return build(repeat=True, strict=False)
         except TracingError:
             raise error from error.__cause__
 

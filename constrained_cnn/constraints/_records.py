@@ -1,11 +1,10 @@
 """What a record says, in the form it should have; what it does not say cannot be told."""
 
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
 from constrained_cnn.constraints._subject import CannotTellError, Subject
+from constrained_cnn.errors import InvalidInputError, check_number
 from constrained_cnn.record import RunRecord
 
 
@@ -39,12 +38,11 @@ def numbers_of(run: RunRecord, key: str) -> tuple[float, ...]:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Return whether a value is a finite number."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return False
     try:
-        return math.isfinite(value)
-    except OverflowError:
+        check_number("value", value)
+    except InvalidInputError:
         return False
+    return True
 
 
 def checksum_of(run: RunRecord, part: str) -> str | None:
