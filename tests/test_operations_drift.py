@@ -26,6 +26,8 @@ SHAPE = (4, 6, 6)
 
 # What the rules call by another name than activation, and do not forbid.
 ALLOWED = ("max_pool", "lp_pool", "softmax", "softmin", "attention")
+# Where they sum over an axis they are no activation: attention is made of them.
+PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "addmm", "addbmm")
 # They only round.
 CASTS = ("bfloat16", "float", "half")
 # By name, for the library is what is tested: these are norms.
@@ -94,7 +96,7 @@ WAYS: dict[str, Function] = {
     "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]),
     "linalg_vector_norm": _wide(lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True)),
     "logsumexp": _wide(lambda x: x.logsumexp(1, keepdim=True)),
-    "matmul": lambda x: x @ x,
+    "matmul": lambda x: (x[..., None, None] @ x[..., None, None])[..., 0, 0],
     "median": _wide(lambda x: x.median(1, keepdim=True).values),
     "norm": _wide(lambda x: x.norm(dim=1, keepdim=True)),
     "one_hot": lambda x: F.one_hot((x > 0).long(), 2)[..., 0].to(x.dtype),
@@ -152,6 +154,14 @@ def is_linear(function: Function) -> bool:
     return torch.allclose(parts[2], 3 * parts[0] - 2 * parts[1], atol=1e-9)
 
 
+def mixes(function: Function) -> bool:
+    """Return whether an output depends on other units than that of its own place."""
+    a = torch.rand(2, *SHAPE, dtype=torch.float64)
+    b = a.clone()
+    b[0, 0, 0, 0] += 1
+    return bool((function(a) != function(b)).sum() > 1)
+
+
 class Net(nn.Module):
     """A convolution, a block, a last convolution; an operation stands at one of three places."""
 
@@ -198,7 +208,7 @@ def look_at(op: str, number: int, place: str) -> None:
     drops = "dropout" in op and not torch.equal(function(sample.clone()), sample)
     if op in CASTS or any(word in op for word in ALLOWED):
         return
-    if is_linear(function) and not drops:
+    if (is_linear(function) and not drops) or (op in PRODUCTS and mixes(function)):
         return
     if drops and place != "training":
         return  # in evaluation mode it does nothing

@@ -1,13 +1,13 @@
 """What the table says an operation reads, against derivatives: never less than there is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from gradients import Does, check
-from operation_examples import BY_NAME, numbers
+from operation_examples import BY_NAME, Runs, numbers
 from torch import Tensor, nn
 
 from constrained_cnn.errors import TracingError
@@ -162,3 +162,19 @@ def test_a_network_with_observers_sees_its_own_field_beside_their_scales() -> No
         assert axis.is_global  # what it rounds to depends on all units
         assert axis.local is not None
         assert axis.local.size == 5
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+@pytest.mark.parametrize(
+    "copy",
+    [lambda x: x.new_tensor(x), lambda x: torch.tensor(x), lambda x: x.new_tensor(data=x)],
+)
+def test_a_new_tensor_of_what_another_holds_depends_on_it(copy: Callable[[Tensor], Tensor]) -> None:
+    layer = trace(Runs(copy), (2, 4, 5)).layers[-1]
+    assert layer.kind == "moves"
+    assert [read.value for read in layer.reads[0]] == [0]
+
+
+def test_a_new_tensor_of_numbers_depends_on_nothing() -> None:
+    graph = trace(Runs(lambda x: x * x.new_tensor([2.0])), (2, 4, 5))
+    assert [layer.op for layer in graph.layers] == ["mul"]

@@ -13,6 +13,7 @@ from constrained_cnn.constraints._kinds import (
     is_conv,
     is_dropout,
     is_weighted_product,
+    may_be_nonlinear,
     words_of,
 )
 from constrained_cnn.constraints._layers import Cells, check_cells, has_kernel, say_cells
@@ -227,9 +228,7 @@ _HARMLESS = (
 
 def _is_harmless(layer: Layer) -> bool:
     """Whether a layer is known to be no other kind than it says."""
-    if layer.kind in (*PRODUCTS, "scale"):
-        return len(layer.inputs) < 2  # a product of its inputs can be an activation, or a norm
-    return layer.kind in _HARMLESS
+    return layer.kind in _HARMLESS and not may_be_nonlinear(layer)
 
 
 @register_rule

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from constrained_cnn.graph import AxisRead, Border, Patch, Read, Resample, Segment, Taps, Window
 from constrained_cnn.graph._reads import By
-from constrained_cnn.tracing.operations._call import Call, Reads, kept, spread, tensors
+from constrained_cnn.tracing.operations._call import Call, Reads, data_of, kept, spread, tensors
 
 
 def permutation(call: Call) -> Reads:
@@ -414,6 +414,15 @@ def _placed(axis: int, value: Tensor, units: range, size: int) -> AxisRead:
         return AxisRead(axis, Segment(units.start, len(units)))
     reads = ((0 if stretched else units.index(u),) if u in units else () for u in range(size))
     return AxisRead(axis, Taps(tuple(reads)))
+
+
+def made_of(call: Call) -> Reads:
+    """A new tensor of numbers, or of what tensors hold."""
+    data = data_of(call)
+    if isinstance(data, Tensor):
+        return (call.broadcast(data),)
+    held = (call.read(tensor, [None] * call.output.ndim) for tensor in tensors(data))
+    return (tuple(read for each in held for read in each),)
 
 
 def filled(call: Call) -> Reads:

@@ -126,6 +126,11 @@ def _collect(item: Any, found: list[Tensor], inside: tuple[Any, ...]) -> None:
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
+def data_of(call: Call) -> Any:
+    """Return what a new tensor is made of: the first argument, of ``x.new_tensor`` the second."""
+    return call.get(int(call.op.startswith("new_")), "data")
+
+
 def elementwise(call: Call) -> Reads:
     """Every unit reads the same unit of every input."""
     reads = tuple(read for tensor in call.traced() for read in call.broadcast(tensor))

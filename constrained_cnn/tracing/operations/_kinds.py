@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from constrained_cnn.graph import Setting
-from constrained_cnn.tracing.operations._call import Call, tensors
+from constrained_cnn.tracing.operations._call import Call, data_of, tensors
 from constrained_cnn.tracing.operations._mixing import letters_of
 
 Settings = Mapping[str, Setting]
@@ -57,6 +57,11 @@ def cast(call: Call, settings: Settings) -> str:
     had = x.is_floating_point() or x.is_complex()
     has = call.output.is_floating_point() or call.output.is_complex()
     return "nonlinear" if had and not has else "moves"
+
+
+def new(call: Call, settings: Settings) -> str:
+    """Return "source" for a tensor of numbers; one of what tensors hold is a copy."""
+    return "moves" if tensors(data_of(call)) else "source"
 
 
 def sampled(call: Call, settings: Settings) -> str:

@@ -115,8 +115,8 @@ for _name, _drops in (
 # New tensors, and random numbers.
 _moves(
     "arange empty empty_like empty_strided eye from_numpy full full_like new_empty "
-    "new_empty_strided new_full new_ones new_tensor new_zeros ones ones_like scalar_tensor tensor "
-    "tril_indices triu_indices zero zeros zeros_like",
+    "new_empty_strided new_full new_ones new_zeros ones ones_like scalar_tensor tril_indices "
+    "triu_indices zero zeros zeros_like",
     "source", nothing, partial=True,
 )
 _moves(
@@ -128,6 +128,7 @@ _enter(
     "bernoulli binomial multinomial normal poisson", "random", elementwise, _work.each,
     draws=True,
 )
+_moves("tensor new_tensor", _kinds.new, _axes.made_of, partial=True, gradient="passes")
 _moves("fill", "source", _axes.filled, partial=True)
 _moves("linspace", "add", nothing)  # what a rule leaves out is read whole
 _enter("logspace", "nonlinear", nothing, _work.each)
