@@ -62,6 +62,7 @@ KINDS_OF_CALLS: list[tuple[str, str, nn.Module]] = [
     ("nonlinear", "div", Runs(lambda x: x / (x + 1))),
     ("moves", "to", Runs(lambda x: x.to(torch.float64))),
     ("nonlinear", "to", Runs(lambda x: x.to(torch.int64))),
+    ("moves", "tensor", Runs(lambda x: torch.tensor([x.sum(), x.mean()], device=x.device))),
     ("scale", "einsum", Runs(lambda x: torch.einsum("bi,bj->bij", x, x))),
     ("product", "einsum", Runs(lambda x: torch.einsum("bi,bi->b", x, x))),
     ("resample", "interpolate", Runs(lambda x: F.interpolate(x[:, None], scale_factor=2.0))),
