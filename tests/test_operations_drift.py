@@ -27,7 +27,7 @@ SHAPE = (4, 6, 6)
 # What the rules call by another name than activation, and do not forbid.
 ALLOWED = ("max_pool", "lp_pool", "softmax", "softmin", "attention")
 # Where they sum over an axis they are no activation: attention is made of them.
-PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "addmm", "addbmm")
+PRODUCTS = ("conv", "matmul", "mm", "bmm", "baddbmm", "addmm", "addbmm")
 # They only round.
 CASTS = ("bfloat16", "float", "half")
 # By name, for the library is what is tested: these are norms.
@@ -210,7 +210,7 @@ def look_at(op: str, number: int, place: str) -> None:
     drops = "dropout" in op and not torch.equal(function(sample.clone()), sample)
     if op in CASTS or any(word in op for word in ALLOWED):
         return
-    if (is_linear(function) and not drops) or (op in PRODUCTS and mixes(function)):
+    if (is_linear(function) and not drops) or (op.startswith(PRODUCTS) and mixes(function)):
         return
     if drops and place != "training":
         return  # in evaluation mode it does nothing

@@ -1,6 +1,5 @@
 """Kinds of layers that rules speak of, told from what an operation does and not from its name."""
 
-import math
 from collections.abc import Callable, Mapping
 
 from constrained_cnn.constraints._subject import is_vector
@@ -50,8 +49,6 @@ def may_be_nonlinear(layer: Layer) -> bool:
     """Return whether a layer is no activation by name, and could be one all the same."""
     if layer.kind == "scale":  # x times a mask made of x; a gate is of another shape
         return len(layer.input_shapes) > 1 and len(set(layer.input_shapes)) == 1
-    if layer.kind in PRODUCTS and len(layer.inputs) > 1:  # a square of x, if nothing is summed
-        return layer.work is None or layer.work.macs <= math.prod(layer.output_shape)
     return layer.kind in ("nonlinear", "random", "unknown")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from constrained_cnn.graph import Setting
 from constrained_cnn.tracing.operations._call import Call, data_of, tensors
-from constrained_cnn.tracing.operations._mixing import letters_of
+from constrained_cnn.tracing.operations._mixing import factors, letters_of
 
 Settings = Mapping[str, Setting]
 KindRule = Callable[[Call, Settings], str]
@@ -86,6 +86,13 @@ def einsum(call: Call, settings: Settings) -> str:
     """Return "scale" where no letter is summed over, as in a product unit by unit."""
     left, right, _ = letters_of(call)
     return "scale" if set("".join(left)) <= set(right) else "product"
+
+
+def product(call: Call, settings: Settings) -> str:
+    """Return "scale" where two inputs are multiplied and nothing is summed."""
+    both = factors(call)
+    unit_wise = both[0].shape[-1] == 1 and all(id(one) in call.values for one in both)
+    return "scale" if unit_wise else "product"
 
 
 def resampling(call: Call, settings: Settings) -> str:

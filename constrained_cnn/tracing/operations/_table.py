@@ -159,10 +159,10 @@ _enter(  # as torch.export calls it
     "_native_batch_norm_legit_no_training", "batch_norm", _mixing.itself, _work.stored_norm
 )
 _enter("linear", "linear", _mixing.linear, _work.linear, "input weight bias")
-_enter("matmul mm bmm", "product", _mixing.matmul, _work.matmul)
-_enter("mv dot vdot", "product", _mixing.matmul, _work.vectors)
+_enter("matmul mm bmm", _kinds.product, _mixing.matmul, _work.matmul)
+_enter("mv dot vdot", _kinds.product, _mixing.matmul, _work.vectors)
 _enter("addmm", "linear", _mixing.matmul, _work.added_matmul)
-_enter("baddbmm addbmm addmv", "product", _mixing.matmul, _work.added_matmul)
+_enter("baddbmm addbmm addmv", _kinds.product, _mixing.matmul, _work.added_matmul)
 _enter("addr", "product", nothing, _work.each)
 _enter("einsum", _kinds.einsum, _mixing.product, _work.product)
 _enter("bilinear", "product", _mixing.rows, _work.bilinear)
