@@ -130,10 +130,17 @@ def _close_figures(before: list[int]) -> None:
         sys.modules["matplotlib.pyplot"].close(number)
 
 
+def _path() -> list[str]:
+    """Return where modules are looked for, but for a folder that torch adds when it is imported."""
+    instantiator = sys.modules.get("torch.distributed.nn.jit.instantiator")
+    return [one for one in sys.path if one != getattr(instantiator, _OF_TORCH, None)]
+
+
+_OF_TORCH = "INSTANTIATED_TEMPLATE_DIR_PATH"
 SETTINGS = (
     Setting("the current folder", os.getcwd, os.chdir),
     Setting("os.environ", _environment, _set_environment),
-    Setting("sys.path", lambda: list(sys.path), functools.partial(_fill, sys.path)),
+    Setting("sys.path", _path, functools.partial(_fill, sys.path)),
     Setting("sys.argv", lambda: list(sys.argv), functools.partial(_fill, sys.argv)),
     Setting("sys.excepthook", lambda: sys.excepthook, lambda it: setattr(sys, "excepthook", it)),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),

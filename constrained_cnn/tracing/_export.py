@@ -1,6 +1,8 @@
 """The second front end: operations as ``torch.export`` takes a network apart."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> lis
     Returns:
         What the network gave, as a flat list.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _left_as_it_was():
         warnings.simplefilter("ignore")  # of what export deprecates in itself
         program = torch.export.export(shadow, args, kwargs, strict=False).run_decompositions({})
     feed = _feed(program, shadow, args, kwargs)
@@ -38,6 +40,18 @@ def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> lis
         outcome = _Replay(recorder, program).run(*feed)
     kinds = [spec.kind for spec in program.graph_signature.output_specs]
     return [out for out, kind in zip(outcome, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
+
+
+@contextmanager
+def _left_as_it_was() -> Iterator[None]:
+    """Take back the hook on all modules that an export of torch 2.6 leaves when it fails."""
+    hooks = torch.nn.modules.module._global_buffer_registration_hooks
+    before = dict(hooks)
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)
 
 
 def _feed(program: ExportedProgram, shadow: nn.Module, args: Any, kwargs: Any) -> list[Any]:
