@@ -59,7 +59,7 @@ KINDS_OF_CALLS: list[tuple[str, str, nn.Module]] = [
     ("moves", "pow", Runs(lambda x: x**1)),
     ("nonlinear", "pow", Runs(lambda x: x**2)),
     ("scale", "div", Runs(lambda x: x / 3)),
-    ("nonlinear", "div", Runs(lambda x: x / (x + 1))),
+    ("quotient", "div", Runs(lambda x: x / (x + 1))),
     ("moves", "to", Runs(lambda x: x.to(torch.float64))),
     ("nonlinear", "to", Runs(lambda x: x.to(torch.int64))),
     ("moves", "tensor", Runs(lambda x: torch.tensor([x.sum(), x.mean()], device=x.device))),

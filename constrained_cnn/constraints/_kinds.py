@@ -49,7 +49,7 @@ def may_be_nonlinear(layer: Layer) -> bool:
     """Return whether a layer is no activation by name, and could be one all the same."""
     if layer.kind == "scale":  # x times a mask made of x; a gate is of another shape
         return len(layer.input_shapes) > 1 and len(set(layer.input_shapes)) == 1
-    return layer.kind in ("nonlinear", "random", "unknown")
+    return layer.kind in ("nonlinear", "quotient", "random", "unknown")
 
 
 def channels(layer: Layer) -> tuple[int, int]:

@@ -44,6 +44,7 @@ KINDS: Final[dict[str, str]] = {
     "random": "random numbers, of which a network can make a dropout of its own",
     "add": "sum or difference of its inputs",
     "scale": "product of its inputs, unit by unit, or a quotient by what is no input",
+    "quotient": "quotient of two inputs",
     "moves": "the same values",
     "reshapes": "the same values, their axes in another order or cut otherwise",
     "cut": "a part of the values",

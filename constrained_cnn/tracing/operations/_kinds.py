@@ -37,10 +37,10 @@ def threshold(call: Call, settings: Settings) -> str:
 
 
 def quotient(call: Call, settings: Settings) -> str:
-    """Return "scale" where what it divides by is no input, and nothing is rounded."""
-    divisor = call.get(1, "other")
-    rounded = settings.get("rounding_mode") is not None
-    return "nonlinear" if id(divisor) in call.values or rounded else "scale"
+    """Return "quotient" where it divides by an input, and "scale" where not, unless it rounds."""
+    if settings.get("rounding_mode") is not None:
+        return "nonlinear"
+    return "quotient" if id(call.get(1, "other")) in call.values else "scale"
 
 
 def power(call: Call, settings: Settings) -> str:
