@@ -216,6 +216,8 @@ class AxisField:
 
 def hull_of(spans: Sequence[Span | None]) -> Span | None:
     """Return the smallest interval that holds all of ``spans``; None if there are none."""
+    if len(spans) == 1:
+        return spans[0]
     seen = [span for span in spans if span is not None]
     if not seen:
         return None

@@ -59,10 +59,12 @@ class Spot:
 
     def map(self, change: Callable[[Field], Field], digits: Sequence[Digit]) -> "Spot":
         """Return the spot with each field changed."""
-        field, local, stage = (
-            None if field is None else change(field)
-            for field in (self.field, self.local, self.stage)
-        )
+        fields = (self.field, self.local, self.stage)  # most often one and the same
+        made: dict[int, Field | None] = {id(None): None}
+        for one in fields:
+            if one is not None and id(one) not in made:
+                made[id(one)] = change(one)
+        field, local, stage = (made[id(one)] for one in fields)
         return Spot(tuple(digits), field, local, stage, self.problem, self.length)
 
     def is_along(self, axis: int, size: int) -> bool:
