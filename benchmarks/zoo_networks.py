@@ -118,6 +118,7 @@ def _timm() -> Iterator[Network]:
 
 # torchvision ---------------------------------------------------------------------------------
 
+_CLASSIFIERS = "alexnet maxvit_t mnasnet0_5 shufflenet_v2_x1_0 squeezenet1_1"
 _SEGMENTATION = """
 deeplabv3_mobilenet_v3_large deeplabv3_resnet50 deeplabv3_resnet101 fcn_resnet50 fcn_resnet101
 lraspp_mobilenet_v3_large
@@ -144,6 +145,8 @@ def _torchvision() -> Iterator[Network]:
 
     bare: dict[str, Any] = {"weights": None}
     made: dict[str, tuple[dict[str, Any], Callable[[], Inputs]]] = {}
+    for name in _CLASSIFIERS.split():
+        made[name] = bare, _images((3, 224, 224))
     for name in _SEGMENTATION.split():
         made[name] = bare | {"weights_backbone": None}, _images((3, 128, 128))
     for name, shape in _VIDEO.items():
