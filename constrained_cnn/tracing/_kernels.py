@@ -29,7 +29,10 @@ def run(op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         kwargs: Its arguments by name.
     """
     kernel = _KERNELS.get(func)
-    outcome = kernel(args, kwargs) if kernel else _elementwise(op, func, args, kwargs)
+    if kernel is None:
+        outcome = _elementwise(op, func, args, kwargs)
+    else:
+        outcome = None if "out" in kwargs else kernel(args, kwargs)
     return func(*args, **kwargs) if outcome is None else outcome
 
 
@@ -157,41 +160,56 @@ def _traits_of(
     return _Traits(out is used[0], tuple(keeps))
 
 
-def _convolution(args: Any, kwargs: Any) -> Any:
+def _weighted(args: Any, kwargs: Any, axes: int) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+    """Return the input, the weight of so many axes, and both with the bias; None if they misfit."""
     call = Call("", args, kwargs, (), {})
     x, weight, bias = (call.get(i, name) for i, name in enumerate(("input", "weight", "bias")))
+    used = [x, weight] if bias is None else [x, weight, bias]
+    alike = all(t.dtype == x.dtype and t.device == META and t.is_contiguous() for t in used)
+    fits = weight.ndim == axes and (bias is None or bias.shape == weight.shape[:1])
+    return (x, weight, used) if alike and fits else None
+
+
+def _convolution(axes: int, args: Any, kwargs: Any) -> Any:
+    given = _weighted(args, kwargs, axes + 2)
+    if given is None or given[0].ndim != axes + 2:
+        return None
+    x, weight, used = given
+    call = Call("", args, kwargs, (), {})
     stride, padding, dilation = (
-        spread(call.get(i, name, default), weight.ndim - 2)
+        spread(call.get(i, name, default), axes)
         for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     )
-    plain = x.ndim == weight.ndim and x.dtype == weight.dtype and isinstance(padding[0], int)
-    if not plain or not x.is_contiguous() or not weight.is_contiguous():
+    if not isinstance(padding[0], int) or min(*stride, *dilation) < 1 or min(padding) < 0:
         return None
     reach = (d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation, strict=True))
-    axes = zip(x.shape[2:], reach, stride, padding, strict=True)
-    places = [(size + 2 * around - width) // step + 1 for size, width, step, around in axes]
+    slid = zip(x.shape[2:], reach, stride, padding, strict=True)
+    places = [(size + 2 * around - width) // step + 1 for size, width, step, around in slid]
     out = x.new_empty((x.shape[0], weight.shape[0], *places))
-    return _give([out], [x, weight], [x, weight] if bias is None else [x, weight, bias])
+    return _give([out], [x, weight], used)
 
 
 def _linear(args: Any, kwargs: Any) -> Any:
-    call = Call("", args, kwargs, (), {})
-    x, weight, bias = (call.get(i, name) for i, name in enumerate(("input", "weight", "bias")))
-    shared = x.dtype == weight.dtype and x.device == weight.device == META
-    if not shared or weight.ndim != 2 or x.ndim < 2 or not x.is_contiguous():
+    given = _weighted(args, kwargs, 2)
+    if given is None or given[0].ndim < 2:
         return None
+    x, weight, used = given
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     kept = [*([x] if weight.requires_grad else []), *([weight] if x.requires_grad else [])]
-    return _give([out], kept, [x, weight] if bias is None else [x, weight, bias])
+    return _give([out], kept, used)
 
 
 def _join(args: Any, kwargs: Any) -> Any:
-    parts, axis = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    first = parts[0]
-    axis %= max(first.ndim, 1)
+    call = Call("", args, kwargs, (), {})
+    parts = call.get(0, "tensors")
+    axis, first = call.get(1, "dim", kwargs.get("axis", 0)), parts[0]
+    if not isinstance(axis, int) or not -first.ndim <= axis < first.ndim:
+        return None
+    axis %= first.ndim
     around = (*first.shape[:axis], *first.shape[axis + 1 :])
     for part in parts:
         same = part.dtype == first.dtype and part.device == META and part.is_contiguous()
+        same = same and part.ndim == first.ndim
         if not same or (*part.shape[:axis], *part.shape[axis + 1 :]) != around:
             return None
     length = sum(part.shape[axis] for part in parts)
@@ -199,58 +217,103 @@ def _join(args: Any, kwargs: Any) -> Any:
 
 
 def _batch_norm(args: Any, kwargs: Any) -> Any:
-    x, *channels = args[:5] if len(args) >= 5 else (*args, *kwargs.values())
-    weights = tensors(channels)
-    if x.ndim < 2 or {tensor.numel() for tensor in weights} != {x.shape[1]}:
+    call = Call("", args, kwargs, (), {})
+    x, *channels = (call.get(i, name) for i, name in enumerate(_BATCH_NORM))
+    training, weights = call.get(5, "training", False), tensors(channels)
+    if x.ndim < 2 or any(weight.shape != x.shape[1:2] for weight in weights):
         return None
-    return _give([torch.empty_like(x)], [x, x.new_empty((2, x.shape[1]))], [x, *weights])
+    if not _fit(x, weights) or not (training or all(isinstance(t, Tensor) for t in channels[:2])):
+        return None
+    statistics = x.new_empty((2, x.shape[1]), dtype=_exact(x))
+    return _give([torch.empty_like(x)], [x, statistics] if training else [x], [x, *weights])
+
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    """Return the type in which a CPU works out statistics."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _fit(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether a norm takes weights of these types."""
+    kinds = {weight.dtype for weight in weights} - {x.dtype, _exact(x)}
+    return x.is_floating_point() and not kinds
 
 
 def _layer_norm(args: Any, kwargs: Any) -> Any:
     call = Call("", args, kwargs, (), {})
     x, shape, *weights = (call.get(i, name) for i, name in enumerate(_LAYER_NORM))
     weights = tensors(weights)
-    if x.shape[-len(shape) :] != tuple(shape) or any(w.shape != tuple(shape) for w in weights):
+    shapes = {tuple(tensor.shape) for tensor in weights} | {tuple(x.shape[-len(shape) :])}
+    if shapes != {tuple(shape)} or not _fit(x, weights):
         return None
-    rows = x.shape[: -len(shape)]
-    return _give([torch.empty_like(x)], [x, x.new_empty((2, *rows))], [x, *weights])
+    statistics = x.new_empty((2, *x.shape[: -len(shape)]), dtype=_exact(x))
+    return _give([x.new_empty(x.shape)], [x, statistics], [x, *weights])
 
 
 _LAYER_NORM = ("input", "normalized_shape", "weight", "bias")
 
 
 def _attention(args: Any, kwargs: Any) -> Any:
-    """Fused attention; the meta device takes the other way, which keeps scores of every pair."""
+    """Fused attention, where a CPU takes it; the meta device goes the other way always."""
     call = Call("", args, kwargs, (), {})
-    given = [call.get(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
-    heads = _heads_of(given[:3], bool(kwargs.get("enable_gqa")))
-    if not heads or call.get(4, "dropout_p"):
+    query, key, value, mask = (call.get(i, name) for i, name in enumerate(_ATTENTION))
+    inputs = [query, key, value]
+    alike = all(t.dtype == query.dtype and t.device == META and t.stride(-1) == 1 for t in inputs)
+    sizes = {(*tensor.shape[:-2], tensor.shape[-1]) for tensor in inputs}
+    if not alike or len(sizes) > 1 or query.ndim not in (3, 4) or key.shape != value.shape:
         return None
-    query, inputs = given[0], tensors(given)
-    rows = (*heads, query.shape[-2])
-    out = query.new_empty((*rows, given[2].shape[-1]))
-    return _give([out], [*inputs, out, query.new_empty(rows, dtype=torch.float32)], inputs)
+    if call.get(4, "dropout_p") or kwargs.get("enable_gqa"):
+        return None
+    kept = [*inputs]
+    if mask is not None:
+        shape = (*query.shape[:-1], key.shape[-2])
+        plain = (
+            mask.dtype == query.dtype and not mask.requires_grad and not call.get(5, "is_causal")
+        )
+        if not plain or _stretched([mask, mask.new_empty(shape)]) != shape:
+            return None
+        kept.append(mask)
+    out = torch.empty_like(query)
+    kept += [out, query.new_empty(query.shape[:-1], dtype=_exact(query))]
+    return _give([out], kept, inputs)
 
 
-def _heads_of(given: Sequence[Tensor], grouped: bool) -> tuple[int, ...]:
-    """Return the shape of samples and heads of an attention; none where torch is to refuse it."""
-    if any(tensor.ndim < 3 for tensor in given):
-        return ()
-    query, *others = (tuple(tensor.shape[:-2]) for tensor in given)
-    if grouped:
-        if any(query[-1] % other[-1] for other in others):
-            return ()
-        others = [(*other[:-1], query[-1]) for other in others]
-    return tuple(torch.broadcast_shapes(query, *others))
+_ATTENTION = ("query", "key", "value", "attn_mask")
+
+
+def _multi_head_attention(args: Any, kwargs: Any) -> Any:
+    """All of a module of attention, with fused attention inside."""
+    torchs = F.scaled_dot_product_attention
+
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        outcome = _attention(args, kwargs)
+        return torchs(*args, **kwargs) if outcome is None else outcome
+
+    F.scaled_dot_product_attention = fused
+    try:
+        return F.multi_head_attention_forward(*args, **kwargs)
+    finally:
+        F.scaled_dot_product_attention = torchs
 
 
 def _recurrent(gates: int, args: Any, kwargs: Any) -> Any:
     """Recurrent layers; the meta device runs them step by step."""
-    if not isinstance(args[3], bool):  # of a packed sequence a list stands there
+    if len(args) < 9 or not isinstance(args[3], bool):  # of a packed sequence a list stands there
         return None
-    x, state, weights, _, layers, dropout, training, both_ways, batch_first = args
-    hidden = weights[0].shape[0] // gates
-    width = state[0].shape[-1] if gates == 4 else hidden
+    x, state, weights, biased, layers, dropout, training, both_ways, batch_first = args
+    hidden, states = weights[0].shape[0] // gates, tensors(state)
+    width = states[0].shape[-1] if gates == 4 else hidden
+    projected = width != hidden
+    each = 2 + 2 * biased + projected
+    if len(weights) != each * layers * (1 + both_ways) or weights[0].shape[-1] != x.shape[-1]:
+        return None
+    if any(t.requires_grad for t in (x, *states)) and not all(t.requires_grad for t in weights):
+        return None  # less is kept for weights that are frozen
+    if x.ndim != 3 or weights[1].shape[-1] != width or states[0].shape[-1] != width:
+        return None
     ways, batch = 1 + both_ways, x.shape[not batch_first]
     steps = x.numel() // (batch * x.shape[-1])
 
@@ -259,26 +322,32 @@ def _recurrent(gates: int, args: Any, kwargs: Any) -> Any:
     kept = [x, *(torch.empty_like(out) for _ in range(layers - 1))]
     if dropout and training:
         kept += [torch.empty_like(out) for _ in range(layers - 1)]
-    of_step = 7 * hidden + (width if width != hidden else 0) if gates > 1 else hidden
+    if both_ways and batch_first:  # the way back reads a copy
+        kept.append(torch.empty_like(x))
+    of_step = 7 * hidden + (width if projected else 0) if gates > 1 else hidden
     kept.append(x.new_empty((layers * ways, steps + (gates == 1), batch, of_step)))
-    return _give([out, *last[: 1 + (gates == 4)]], kept, [x, *weights])
+    return _give([out, *last[: 1 + (gates == 4)]], kept, [x, *states, *weights])
 
 
 def _fake_quantize(args: Any, kwargs: Any) -> Any:
     """Rounding to steps; kept is which units it does not cut off."""
-    x = tensors((args, kwargs))[0]
+    x, *steps = tensors((args, kwargs))
+    axis = Call("", args, kwargs, (), {}).get(3, "axis", 0)
+    if len({step.numel() for step in steps} | {1}) > 1 and steps[0].numel() != x.shape[axis]:
+        return None
     return _give([torch.empty_like(x)], [torch.empty_like(x, dtype=torch.bool)], [x])
 
 
 _KERNELS: dict[Any, Callable[[Any, Any], Any]] = {
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
-    F.conv3d: _convolution,
+    F.conv1d: functools.partial(_convolution, 1),
+    F.conv2d: functools.partial(_convolution, 2),
+    F.conv3d: functools.partial(_convolution, 3),
     F.linear: _linear,
     torch.cat: _join,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
     torch.fake_quantize_per_tensor_affine: _fake_quantize,
     torch.fake_quantize_per_channel_affine: _fake_quantize,
     # What the plain formulas keep of each step, in states: gates, what goes in and what comes out.
