@@ -65,6 +65,8 @@ KINDS_OF_CALLS: list[tuple[str, str, nn.Module]] = [
     ("moves", "tensor", Runs(lambda x: torch.tensor([x.sum(), x.mean()], device=x.device))),
     ("scale", "einsum", Runs(lambda x: torch.einsum("bi,bj->bij", x, x))),
     ("product", "einsum", Runs(lambda x: torch.einsum("bi,bi->b", x, x))),
+    ("lp_pool", "lp_pool1d", Runs(lambda x: F.lp_pool1d(x, 2.0, 2))),
+    ("nonlinear", "lp_pool1d", Runs(lambda x: F.lp_pool1d(x, 2.0, 1))),
     ("scale", "matmul", Runs(lambda x: x[..., None, None] @ x[..., None, None])),
     ("product", "matmul", Runs(lambda x: x[:, None] @ x[:, :, None])),
     ("resample", "interpolate", Runs(lambda x: F.interpolate(x[:, None], scale_factor=2.0))),

@@ -48,7 +48,8 @@ def is_on_one_cell(layer: Layer) -> bool:
 def may_be_nonlinear(layer: Layer) -> bool:
     """Return whether a layer is no activation by name, and could be one all the same."""
     if layer.kind == "scale":  # x times a mask made of x; a gate is of another shape
-        return len(layer.input_shapes) > 1 and len(set(layer.input_shapes)) == 1
+        shapes = {tuple(size for size in shape if size > 1) for shape in layer.input_shapes}
+        return len(layer.input_shapes) > 1 and len(shapes) == 1
     return layer.kind in ("nonlinear", "quotient", "random", "unknown")
 
 

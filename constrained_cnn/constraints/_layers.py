@@ -1,5 +1,6 @@
 """Rules on the layers that run: which, how many, dropout, padding."""
 
+import math
 import struct
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ from constrained_cnn.errors import (
     check_integer,
     check_probability,
 )
-from constrained_cnn.graph import Layer, Program
+from constrained_cnn.graph import POOLS, PRODUCTS, Layer, Program
 
 Cells = int | tuple[int, ...] | None
 Pads = tuple[tuple[int, int], ...]
@@ -337,8 +338,22 @@ def _pads(program: Program, layer: Layer) -> Pads:
             more = _put_around(maker, len(found))
             found = tuple((a + c, b + d) for (a, b), (c, d) in zip(found, more, strict=True))
         elif maker is None or not _passes(maker):
+            _check_no_other_pad(program, layer)
             return found
         layer = maker
+
+
+def _check_no_other_pad(program: Program, layer: Layer) -> None:
+    """Raise if cells are put around on a way to a layer that is not followed, and still there."""
+    waiting, met = list(layer.inputs), set(layer.inputs)
+    while waiting:
+        maker = program.makers.get(waiting.pop())
+        if maker is None or maker.kind in (*PRODUCTS, *POOLS):
+            continue
+        if maker.kind == "pad" and math.prod(maker.input_shape) < math.prod(layer.input_shape):
+            raise CannotTellError(f"where the cells of {maker.name} go is not followed")
+        waiting += [value for value in maker.inputs if value not in met]
+        met.update(maker.inputs)
 
 
 def _put_around(layer: Layer, axes: int) -> Pads:

@@ -152,11 +152,14 @@ def _unseen(subject: Subject, word: str) -> str:
     if subject.unknown_kinds:
         return f"no kind is known of {listed(subject.unknown_kinds)}"
     layers = [one for program in subject.programs for one in program.layers]
-    layers = [one for one in layers if word != "relu" or one.kind != "quotient"]  # it has no bend
-    doubtful = dict.fromkeys(one.name for one in layers if may_be_nonlinear(one))
-    if word in ("relu", "activation") and doubtful:
-        return f"{listed(doubtful)} may be one"
-    return ""
+    if word == "relu":  # a quotient has no bend
+        doubtful = [one for one in layers if may_be_nonlinear(one) and one.kind != "quotient"]
+    elif word == "activation":  # a recurrent layer has some inside
+        doubtful = [one for one in layers if may_be_nonlinear(one) or one.kind == "recurrent"]
+    else:
+        doubtful = []
+    names = dict.fromkeys(one.name for one in doubtful)
+    return f"{listed(names)} may be one" if names else ""
 
 
 def _near_misses(layers: Iterable[Layer], word: str) -> list[str]:

@@ -22,9 +22,9 @@ def undisturbed() -> Iterator[None]:
     """Keep the state of the process as it was, whatever runs meanwhile.
 
     Kept are the random numbers of torch on the CPU, of numpy and of Python, the default type and
-    device, and whether gradients are on. Meanwhile the default device is the CPU, inference mode is
-    off, distributions do not look at their arguments, and function modes that were entered before
-    see nothing.
+    device, and whether gradients are on. Meanwhile the default device is the CPU, inference mode
+    and autocast are off, distributions do not look at their arguments, and function modes that
+    were entered before see nothing.
 
     Examples:
         >>> with undisturbed():
@@ -41,6 +41,8 @@ def undisturbed() -> Iterator[None]:
         with (
             torch.random.fork_rng([]),
             torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
             torch.set_grad_enabled(gradients),
             _no_default_device(),
         ):

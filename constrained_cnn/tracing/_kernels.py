@@ -263,7 +263,7 @@ def _attention(args: Any, kwargs: Any) -> Any:
     inputs = [query, key, value]
     alike = all(t.dtype == query.dtype and t.device == META and t.stride(-1) == 1 for t in inputs)
     sizes = {(*tensor.shape[:-2], tensor.shape[-1]) for tensor in inputs}
-    if not alike or len(sizes) > 1 or query.ndim not in (3, 4) or key.shape != value.shape:
+    if not alike or len(sizes) > 1 or query.ndim not in _fused_axes() or key.shape != value.shape:
         return None
     if call.get(4, "dropout_p") or kwargs.get("enable_gqa"):
         return None
@@ -279,6 +279,21 @@ def _attention(args: Any, kwargs: Any) -> Any:
     out = torch.empty_like(query)
     kept += [out, query.new_empty(query.shape[:-1], dtype=_exact(query))]
     return _give([out], kept, inputs)
+
+
+@functools.cache
+def _fused_axes() -> tuple[int, ...]:
+    """Return how many axes torch's fused attention takes: 4, and in newer releases 3."""
+    axes: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        axes.add(tensor.ndim)
+        return tensor
+
+    x = torch.ones(1, 2, 2, device="cpu", requires_grad=True)
+    with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
+        F.scaled_dot_product_attention(x, x, x)
+    return (3, 4) if 4 in axes else (4,)
 
 
 _ATTENTION = ("query", "key", "value", "attn_mask")

@@ -99,9 +99,15 @@ def meta_copy(model: nn.Module) -> MetaCopy:
         return empty
 
     network = copied(model, stand_in)
+    twins = _named(network)
+    if [(name, t.shape) for name, t in named] != [(name, t.shape) for name, t in twins]:
+        raise TracingError(
+            f"{type(model).__name__}: its copy has other weights, and it is a copy that is looked "
+            "at; let __deepcopy__ of its modules return copies"
+        )
     names: dict[int, list[str]] = {}
     pairs: dict[int, tuple[Tensor, Tensor]] = {}
-    for (name, part), (_, empty) in zip(named, _named(network), strict=True):
+    for (name, part), (_, empty) in zip(named, twins, strict=True):
         names.setdefault(id(part), []).append(name)
         pairs[id(part)] = part, empty
     weights = tuple(_weight(names[key], part) for key, (part, _) in pairs.items())

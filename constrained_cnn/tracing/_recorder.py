@@ -147,10 +147,18 @@ class Recorder(Watcher):
         if name == "__rmatmul__":
             func, args = torch.matmul, args[::-1]
         op = operation_name(func)
+        if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            self.refusal = TracingError(
+                f"operation {op!r} in {self._where()} runs under torch.autocast, so the types of "
+                "what it gives are not known; trace the network without it"
+            )
+            raise self.refusal
         sources = tensors((args, kwargs))
         self._check_origin(op, sources)
-        brings = any(id(t) in self._numbers for t in sources[1:])
-        if brings and sources[0].device != META and (op == "setitem" or is_in_place(func)):
+        writes = op == "setitem" or is_in_place(func)
+        targets = tensors(kwargs.get("out")) or (sources[:1] if writes else [])
+        brings = any(id(t) in self._numbers for t in sources if t is not sources[0] or not writes)
+        if brings and any(target.device != META for target in targets):
             why = "writes into a tensor made on a fixed device"
             self._refuse(self._unknown(op, why, exportable=True))
         if op == "set" and any(id(t) in self._numbers for t in sources):

@@ -219,6 +219,8 @@ def operation_name(func: Callable[..., Any]) -> str:
     if reflected:
         whole = name.strip("_")
         name = whole if whole in ("invert", "index") else reflected[1]
+        if whole in ("rdiv", "rtruediv"):  # of a number by a tensor
+            return "reciprocal"
         return "sub" if whole == "rsub" else name
     return name.removesuffix("_") if name != "_" else name
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from constrained_cnn.graph import Setting
 from constrained_cnn.tracing.operations._call import Call, data_of, tensors
 from constrained_cnn.tracing.operations._mixing import factors, letters_of
+from constrained_cnn.tracing.operations._windows import windows_of_pool
 
 Settings = Mapping[str, Setting]
 KindRule = Callable[[Call, Settings], str]
@@ -66,7 +67,7 @@ def new(call: Call, settings: Settings) -> str:
 
 def sampled(call: Call, settings: Settings) -> str:
     """Return "resample" where the input says nothing of the places."""
-    return "nonlinear" if len(call.traced()) > 1 else "resample"
+    return "nonlinear" if id(call.get(1, "grid")) in call.values else "resample"
 
 
 def indexed(kind: str) -> KindRule:
@@ -84,8 +85,15 @@ def indexed(kind: str) -> KindRule:
 
 def einsum(call: Call, settings: Settings) -> str:
     """Return "scale" where no letter is summed over, as in a product unit by unit."""
-    left, right, _ = letters_of(call)
-    return "scale" if set("".join(left)) <= set(right) else "product"
+    left, right, operands = letters_of(call)
+    pairs = (zip(*one, strict=True) for one in zip(left, (o.shape for o in operands), strict=True))
+    long = {letter for pair in pairs for letter, size in pair if size > 1}
+    return "scale" if long <= set(right) else "product"
+
+
+def power_mean(call: Call, settings: Settings) -> str:
+    """Return "lp_pool", or "nonlinear" where the window is of one unit and takes a size alone."""
+    return "lp_pool" if any(w.kernel > 1 for w in windows_of_pool(call)) else "nonlinear"
 
 
 def product(call: Call, settings: Settings) -> str:

@@ -221,7 +221,8 @@ for _kind, _arguments, _gradient in (
 ):
     _names = f"{_kind}{{}}d {_kind}{{}}d_with_indices"
     _enter(
-        _names, _kind, _windows.pool, _work.pool, _arguments,
+        _names, _kinds.power_mean if _kind == "lp_pool" else _kind,
+        _windows.pool, _work.pool, _arguments,
         windows=_windows.windows_of_pool, gradient=_gradient,
     )
 for _kind, _gradient in (("max_pool", "largest"), ("avg_pool", "")):
