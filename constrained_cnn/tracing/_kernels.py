@@ -93,6 +93,8 @@ def _elementwise(op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> A
     if not passes and operation.kind not in (*ACTIVATIONS, "add", "scale"):
         return None
     used = tensors((args, kwargs))
+    if not used:
+        return None
     x = max(used, key=Tensor.numel)  # what the others are stretched over
     alike = all(t.dtype == x.dtype and t.device == META for t in used)
     if not alike or not x.is_floating_point() or _stretched(used) != x.shape:
