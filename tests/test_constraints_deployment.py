@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from constrained_cnn.blocks import ConvBNDrop
 from constrained_cnn.budget import advise, fold_bn, measure_budget
-from constrained_cnn.constraints import EveryNormFolds, Verdict, check, rule_from_dict
+from constrained_cnn.constraints import EveryNormFolds, Memory, Verdict, check, rule_from_dict
 from constrained_cnn.tracing import trace
 
 PASS, FAIL, CANNOT_TELL = Verdict.PASS, Verdict.FAIL, Verdict.CANNOT_TELL
@@ -124,3 +124,17 @@ def test_the_remark_is_in_the_evidence_and_in_the_advice() -> None:
     better = advise(net("conv-bn-relu-drop"), (1, 12, 12))
     assert better.order is None
     assert "would fold" not in str(better)
+
+
+def test_less_may_be_needed_where_an_operation_is_not_known() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), Unknown(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    for accounting in ("int8 peak", "as run, fused", "int8, batch norm folded"):
+        report = check(network, (1, 28, 28), Memory(at_most=8_000, accounting=accounting))
+        assert report.ok is None
+    report = check(network, (1, 28, 28), Memory(at_most=8_000))
+    assert report.ok is False  # as it runs no operation makes it less
+    assert report.failed[0].measured.startswith("at least")

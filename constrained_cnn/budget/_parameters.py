@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from constrained_cnn.budget._folding import SHIFT, WHOLE, Folding, foldings_of
+from constrained_cnn.errors import InvalidInputError
 from constrained_cnn.graph import Graph, Weight
 
 
@@ -46,6 +47,9 @@ class Parameters:
 def count_parameters(graph: Graph) -> Parameters:
     """Return how many parameters the network of a graph has, without what else it costs.
 
+    Raises:
+        InvalidInputError: If it is no graph; :func:`~constrained_cnn.tracing.trace` gives one.
+
     Examples:
         >>> from torch import nn
         >>> from constrained_cnn.tracing import trace
@@ -53,6 +57,8 @@ def count_parameters(graph: Graph) -> Parameters:
         >>> counts.total, counts.trainable
         (80, 80)
     """
+    if not isinstance(graph, Graph):
+        raise InvalidInputError(f"graph={type(graph).__name__}: must be a Graph, as trace() gives")
     foldings = foldings_of(graph)
     readers = Counter(weight for layer in graph.layers for weight in layer.weights)
     used = used_weights(graph)

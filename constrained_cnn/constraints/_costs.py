@@ -108,6 +108,8 @@ def _unknown(budget: Budget) -> str:
     return "" if budget.complete else f"nobody has described {listed(budget.unknown)}"
 
 
+# What an operation that is not known would change: no number is a lower bound then.
+_SPARING = ("fused", "depthwise_in_place", "folded")
 _SAVED = "saved for backward"
 _PEAKS = {"inference peak": "as run", "int8 peak": "int8, batch norm folded, fused"}
 _WAYS = {
@@ -164,9 +166,14 @@ class Memory(Measured):
         if self.accounting == _SAVED:
             if memory.saved_for_backward is None:
                 raise CannotTellError(f"it does not run in training mode: {memory.problem}")
+            if subject.graph.training.unseen:
+                raise CannotTellError(f"in training mode {listed(subject.graph.training.unseen)}")
             costs = ((layer.name, layer.saved) for layer in subject.budget.layers)
             return Measure((memory.saved_for_backward,), (heaviest(costs),))
-        peak = memory_timeline(subject.graph, **self._keywords())
+        ways = self._keywords()
+        if not subject.budget.complete and any(ways[way] for way in _SPARING):
+            raise CannotTellError(f"{_unknown(subject.budget)}, and it may need less so")
+        peak = memory_timeline(subject.graph, **ways)
         place = f"at {peak.peak_layer}"
         if self.accounting in _PEAKS:  # a word that says no accounting
             place += f" ({peak.name}: {say_kib(peak.peak)})"

@@ -150,7 +150,7 @@ def _unseen(subject: Subject, word: str) -> str:
     if word == "dropout" and draws:
         return f"{listed(draws)} draws random numbers, which may make a dropout of its own"
     if subject.unknown_kinds:
-        return f"no kind is known of {listed(subject.unknown_kinds)}"
+        return subject.no_kind
     layers = [one for program in subject.programs for one in program.layers]
     if word == "relu":  # a quotient has no bend
         doubtful = [one for one in layers if may_be_nonlinear(one) and one.kind != "quotient"]

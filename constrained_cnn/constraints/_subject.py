@@ -132,10 +132,16 @@ class Subject:
         layers = (one for program in self.programs for one in program.layers)
         return tuple(dict.fromkeys(one.name for one in layers if one.kind == "unknown"))
 
+    @property
+    def no_kind(self) -> str:
+        """Of which operations it is not known what they are, and what to do; empty if of none."""
+        names = listed(self.unknown_kinds)
+        return f"no kind is known of {names}; register_op(kind=...) says it" if names else ""
+
     def check_kinds(self) -> None:
         """Raise CannotTellError if it is not known of some operations what they are."""
         if self.unknown_kinds:
-            raise CannotTellError(f"no kind is known of {listed(self.unknown_kinds)}")
+            raise CannotTellError(self.no_kind)
 
     @cached_property
     def _at_places(self) -> frozenset[str]:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from constrained_cnn.errors import InvalidInputError, closest
+from constrained_cnn.errors import InvalidInputError, closest, counted, escape_controls
 from constrained_cnn.graph._layer import Layer, TensorInfo, Weight
 from constrained_cnn.graph._program import Program
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """A network as it runs in evaluation mode, and what of it differs in training.
 
@@ -45,6 +45,11 @@ class Graph:
     declared: Mapping[str, str] = field(default_factory=dict)
     train: Callable[[], Program] = field(default=Program, repr=False, compare=False)
     plain: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        unknown = f", unknown: {', '.join(self.unknown)}" if self.unknown else ""
+        text = f"Graph({self.model}: {counted(len(self.layers), 'operation')}{unknown})"
+        return escape_controls(text)
 
     @cached_property
     def training(self) -> Program:
