@@ -1,16 +1,15 @@
 """What operations cost, against torch's counter where it counts them, or by hand."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kept_by_torch import kept, plain_formulas
 from operation_examples import Runs, boxes, torchvision_op
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,17 +29,6 @@ OPTIONS: list[dict[str, Any]] = [
 RECURRENT = [(layer, options) for layer in LAYERS for options in OPTIONS]
 RECURRENT += [(nn.LSTM, {"proj_size": 2}), (nn.RNN, {"nonlinearity": "relu"})]
 RECURRENT += [(nn.LSTM, {"proj_size": 2, "num_layers": 2, "bidirectional": True})]
-
-
-@contextmanager
-def plain_formulas() -> Iterator[None]:
-    """Run recurrent layers step by step."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -65,22 +53,6 @@ def test_a_recurrent_layer_is_one_layer_and_costs_what_its_formulas_do(
     assert 2 * budget.macs == counter.get_total_flops()
     # Of one sample less is kept: there transposing copies nothing.
     assert budget.memory.saved_for_backward == kept(model.train(), torch.rand(2, 7, 5)) // 2
-
-
-def kept(model: nn.Module, x: Tensor) -> int:
-    """Return the bytes that torch's plain formulas keep for the backward pass."""
-    sizes = {weight.untyped_storage().data_ptr(): 0 for weight in model.parameters()}
-    held = []
-
-    def note(tensor: Tensor) -> Tensor:
-        held.append(tensor.detach())  # so that no address comes twice
-        storage = tensor.untyped_storage()
-        sizes.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor
-
-    with plain_formulas(), saved_tensors_hooks(note, lambda t: t):
-        model(x)
-    return sum(sizes.values())
 
 
 def test_long_sequences() -> None:

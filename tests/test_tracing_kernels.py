@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kept_by_torch import kept
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from constrained_cnn import check, measure_receptive_field
 from constrained_cnn.constraints import CleanPrediction, Count, Padding
@@ -41,28 +41,6 @@ class Parts(nn.Module):
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         q, k, v = self.qkv(x).reshape(len(x), 10, 3, 4, 4).permute(2, 0, 3, 1, 4)
         return q, k, v
-
-
-def kept(network: nn.Module, x: Tensor) -> int:
-    """Return the bytes that torch keeps for the backward pass."""
-    weights = (*network.parameters(), *network.buffers())
-    sizes = {part.untyped_storage().data_ptr(): 0 for part in weights}
-    held = []
-
-    def note(tensor: Tensor) -> Tensor:
-        held.append(tensor.detach())  # so that no address comes twice
-        storage = tensor.untyped_storage()
-        sizes.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor
-
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)  # recurrent layers by their formulas
-    try:
-        with saved_tensors_hooks(note, lambda tensor: tensor):
-            network.train()(x)
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-    return sum(sizes.values())
 
 
 attend: Any = F.scaled_dot_product_attention
