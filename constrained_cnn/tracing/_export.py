@@ -16,7 +16,7 @@ from constrained_cnn.tracing._kernels import META
 from constrained_cnn.tracing._recorder import Recorder
 
 
-def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> list[Any]:
+def replay(recorder: Recorder, network: nn.Module, args: Any, kwargs: Any) -> list[Any]:
     """Export a network and run what comes out of it before the eyes of a recorder.
 
     What it writes into part of a tensor becomes operations that have a rule. In-place operations
@@ -24,7 +24,7 @@ def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> lis
 
     Args:
         recorder: Has seen the inputs, and is not watching yet.
-        shadow: The network, without content.
+        network: The network, without content.
         args: Its arguments.
         kwargs: Its arguments by name.
 
@@ -33,8 +33,8 @@ def replay(recorder: Recorder, shadow: nn.Module, args: Any, kwargs: Any) -> lis
     """
     with warnings.catch_warnings(), _left_as_it_was():
         warnings.simplefilter("ignore")  # of what export deprecates in itself
-        program = torch.export.export(shadow, args, kwargs, strict=False).run_decompositions({})
-    feed = _feed(program, shadow, args, kwargs)
+        program = torch.export.export(network, args, kwargs, strict=False).run_decompositions({})
+    feed = _feed(program, network, args, kwargs)
     recorder.expect(feed)
     with recorder.watching():
         outcome = _Replay(recorder, program).run(*feed)
@@ -54,7 +54,7 @@ def _left_as_it_was() -> Iterator[None]:
         hooks.update(before)
 
 
-def _feed(program: ExportedProgram, shadow: nn.Module, args: Any, kwargs: Any) -> list[Any]:
+def _feed(program: ExportedProgram, network: nn.Module, args: Any, kwargs: Any) -> list[Any]:
     """Return what stands for each input of the program's graph."""
     given = iter(tree_leaves((args, kwargs)))
     feed: list[Any] = []
@@ -63,9 +63,9 @@ def _feed(program: ExportedProgram, shadow: nn.Module, args: Any, kwargs: Any) -
         if spec.kind == InputKind.USER_INPUT:
             feed.append(next(given))
         elif spec.kind == InputKind.PARAMETER:
-            feed.append(shadow.get_parameter(target))
+            feed.append(network.get_parameter(target))
         elif spec.kind == InputKind.BUFFER:
-            feed.append(shadow.get_buffer(target))
+            feed.append(network.get_buffer(target))
         else:
             constant = program.constants[target]
             feed.append(constant.to(META) if isinstance(constant, Tensor) else constant)

@@ -148,6 +148,7 @@ class Recorder(Watcher):
             func, args = torch.matmul, args[::-1]
         op = operation_name(func)
         if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            # In training mode too, where others are noted alone: bytes kept would be wrong.
             self.refusal = TracingError(
                 f"operation {op!r} in {self._where()} runs under torch.autocast, so the types of "
                 "what it gives are not known; trace the network without it"
@@ -167,9 +168,8 @@ class Recorder(Watcher):
             args, kwargs = on_meta(sources, args, kwargs)
             sources = tensors((args, kwargs))
         traced = [t for t in sources if id(t) in self._numbers]
-        written = tensors(kwargs.get("out"))
-        if written or (sources and (is_in_place(func) or op == "setitem")):
-            self._check_written(op, written or sources[:1], sources)
+        if targets:
+            self._check_written(op, tensors(kwargs.get("out")) or sources[:1], sources)
         before = [t._version for t in traced]
         if op.startswith(("conv", "linear")):
             misfit = misfit_of(Call(op, args, kwargs, (), {}), self.is_batched)

@@ -27,12 +27,12 @@ CONVOLUTIONS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") fo
 class Watcher(TorchFunctionMode):
     """Sees every torch operation on its way, and which module it runs in."""
 
-    def __init__(self, model: str, shadow: nn.Module) -> None:
+    def __init__(self, model: str, network: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.is_batched = True  # if not, samples come without a batch axis
         self._paths: dict[int, list[str]] = {}  # a shared module has several
-        for path, part in shadow.named_modules(remove_duplicate=False):
+        for path, part in network.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(part), []).append(path)
         self._stack: list[str] = []
         self.ran: set[str] = set()  # paths of the modules that were called

@@ -214,15 +214,14 @@ _enter(
     windows=_windows.windows_of_transposed,
 )
 _POOL = "input kernel_size stride padding"
-for _kind, _arguments, _gradient in (
-    ("max_pool", f"{_POOL} dilation ceil_mode return_indices", "largest"),
-    ("avg_pool", f"{_POOL} ceil_mode count_include_pad divisor_override", ""),
-    ("lp_pool", "", ""),
+for _name, _kind, _arguments, _gradient in (
+    ("max_pool", "max_pool", f"{_POOL} dilation ceil_mode return_indices", "largest"),
+    ("avg_pool", "avg_pool", f"{_POOL} ceil_mode count_include_pad divisor_override", ""),
+    ("lp_pool", _kinds.power_mean, "", ""),
 ):
-    _names = f"{_kind}{{}}d {_kind}{{}}d_with_indices"
+    _names = f"{_name}{{}}d {_name}{{}}d_with_indices"
     _enter(
-        _names, _kinds.power_mean if _kind == "lp_pool" else _kind,
-        _windows.pool, _work.pool, _arguments,
+        _names, _kind, _windows.pool, _work.pool, _arguments,
         windows=_windows.windows_of_pool, gradient=_gradient,
     )
 for _kind, _gradient in (("max_pool", "largest"), ("avg_pool", "")):
